@@ -1,0 +1,51 @@
+#include "fastsam/device.h"
+
+#include <cuda_runtime.h>
+
+#define FASTSAM_TEXT(...) FASTSAM_TEXT_OF_EXPANDED(__VA_ARGS__)
+#define FASTSAM_TEXT_OF_EXPANDED(...) #__VA_ARGS__
+
+namespace fastsam::cuda {
+namespace {
+
+// The runtime keeps the last error for whoever asks next, so a failed question must not leave one behind.
+int value_or_zero(cudaError_t status, int value) {
+  if (status == cudaSuccess) return value;
+  cudaGetLastError();
+  return 0;
+}
+
+int attribute(int device, cudaDeviceAttr name) {
+  int value = 0;
+  const cudaError_t status = cudaDeviceGetAttribute(&value, name, device);
+  return value_or_zero(status, value);
+}
+
+}  // namespace
+
+int runtime_version() {
+  int version = 0;
+  const cudaError_t status = cudaRuntimeGetVersion(&version);
+  return value_or_zero(status, version);
+}
+
+int driver_version() {
+  int version = 0;
+  const cudaError_t status = cudaDriverGetVersion(&version);
+  return value_or_zero(status, version);
+}
+
+int device_count() {
+  int count = 0;
+  const cudaError_t status = cudaGetDeviceCount(&count);
+  return value_or_zero(status, count);
+}
+
+void compute_capability(int device, int* major, int* minor) {
+  *major = attribute(device, cudaDevAttrComputeCapabilityMajor);
+  *minor = attribute(device, cudaDevAttrComputeCapabilityMinor);
+}
+
+const char* compiled_architectures() { return FASTSAM_TEXT(__CUDA_ARCH_LIST__); }
+
+}  // namespace fastsam::cuda

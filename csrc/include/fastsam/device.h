@@ -1,0 +1,21 @@
+// What the CUDA part was built for and what it finds on this machine. Nothing here fails where there is no driver.
+#pragma once
+
+namespace fastsam::cuda {
+
+// Version of the CUDA runtime linked in, as 1000 * major + 10 * minor.
+int runtime_version();
+
+// Newest CUDA version the installed driver serves, in the same form; 0 without a driver.
+int driver_version();
+
+// Number of visible CUDA devices; 0 without a driver.
+int device_count();
+
+// Compute capability of a device; 0.0 when there is no such device.
+void compute_capability(int device, int* major, int* minor);
+
+// Architectures the kernels were compiled for, each as 100 * major + 10 * minor, for example "750,800,860".
+const char* compiled_architectures();
+
+}  // namespace fastsam::cuda
