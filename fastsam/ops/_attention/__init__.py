@@ -1,0 +1,50 @@
+"""What the attention operators share: one template serves one source (`self_attention`) or two (`double_attention`).
+
+A source is a map that is attended to: it gives the keys and the values, while the queries always come from the first
+source, the hidden state.
+"""
+
+from typing import Any, NamedTuple
+
+from torch import Tensor
+
+
+class Source(NamedTuple):
+    """One map that is attended to, and its weights.
+
+    x: (B, C, H, W). score (D, C) and score_bias (D,): query map. key (D, C): key map, or None when the keys are x
+    itself (then D = C). value (Cz, C): value map.
+    """
+
+    x: Tensor
+    score: Tensor
+    score_bias: Tensor
+    value: Tensor
+    key: Tensor | None
+
+
+class Context(NamedTuple):
+    """What the backward pass needs of one source besides its inputs; all of it is O(N).
+
+    r: (B, C, H, W), the source averaged with its attention weights. lse: (B, N), log of the sum of exponentials of
+    each query's scores, float32 for half types.
+    """
+
+    r: Tensor
+    lse: Tensor
+
+
+class SourceGradients(NamedTuple):
+    """Gradients of one source's weights; `key` is None where the source has no key map."""
+
+    score: Tensor
+    score_bias: Tensor
+    value: Tensor
+    key: Tensor | None
+
+
+def implementation(backend: str) -> Any:
+    """The module with `forward` and `backward` of a back end."""
+    from fastsam.ops._attention import eager, native
+
+    return {"eager": eager, "cpu": native}[backend]

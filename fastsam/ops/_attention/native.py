@@ -1,0 +1,71 @@
+"""The attention operators on the compiled CPU kernels: csrc/cpu/attention_forward.cpp, attention_backward.cpp."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from fastsam.ops._attention import Context, Source, SourceGradients
+from fastsam.ops._native import address, dense, map_fields, new_map, operators
+
+
+def _readable(source: Source) -> Source:
+    x, *weights = source
+    return Source(dense(x), *(None if weight is None else weight.contiguous() for weight in weights))  # type: ignore[arg-type]
+
+
+def _source_fields(source: Source) -> tuple[int, ...]:
+    x, score, score_bias, value, key = source
+    return (*map_fields(x), score.shape[0], address(score), address(score_bias), address(value), address(key))
+
+
+def _sizes(h: Tensor, value_channels: int) -> tuple[int, int, int, int]:
+    batch, channels, height, width = h.shape
+    return batch, channels, value_channels, height * width
+
+
+def forward(sources: Sequence[Source], value_bias: Tensor, save: bool) -> tuple[Tensor, list[Context]]:
+    """z, and the contexts for `backward` (empty unless `save`)."""
+    sources, value_bias = [_readable(source) for source in sources], value_bias.contiguous()
+    h = sources[0].x
+    z = new_map(h, value_bias.shape[0])
+    lse_shape = (h.shape[0], h.shape[2] * h.shape[3])
+    contexts = [Context(new_map(h, h.shape[1]), torch.empty(lse_shape, dtype=h.dtype)) for _ in sources] if save else []
+    if z.numel() > 0 or (contexts and contexts[0].r.numel() > 0):
+        fields = [*_sizes(h, value_bias.shape[0]), len(sources)]
+        for source in sources:
+            fields += _source_fields(source)
+        fields += [address(value_bias), address(z)]
+        fields += [address(context.r) for context in contexts] or [0] * len(sources)
+        fields += [address(context.lse) for context in contexts] or [0] * len(sources)
+        operators(h.dtype).attention_forward(torch.get_num_threads(), tuple(fields))
+    return z, contexts
+
+
+def backward(
+    dz: Tensor, sources: Sequence[Source], contexts: Sequence[Context]
+) -> tuple[list[Tensor], list[SourceGradients], Tensor]:
+    """The gradients with respect to each source's map, each source's weights, and the value bias."""
+    dz, sources = dense(dz), [_readable(source) for source in sources]
+    h = sources[0].x
+    maps = [new_map(h, h.shape[1]) for _ in sources]
+    weights = [
+        SourceGradients(*(None if weight is None else torch.empty_like(weight) for weight in source[1:]))  # type: ignore[arg-type]
+        for source in sources
+    ]
+    dvalue_bias = torch.empty(dz.shape[1], dtype=dz.dtype)
+    if h.numel() == 0:
+        for tensor in (dvalue_bias, *(gradient for of in weights for gradient in of if gradient is not None)):
+            tensor.zero_()
+        return maps, weights, dvalue_bias
+    fields = [*_sizes(h, dz.shape[1]), len(sources)]
+    for source in sources:
+        fields += _source_fields(source)
+    fields += map_fields(dz)
+    fields += [address(context.r) for context in contexts]
+    fields += [address(context.lse) for context in contexts]
+    for dx, of in zip(maps, weights, strict=True):
+        fields += [address(dx), address(of.score), address(of.score_bias), address(of.value), address(of.key)]
+    fields.append(address(dvalue_bias))
+    operators(h.dtype).attention_backward(torch.get_num_threads(), tuple(fields))
+    return maps, weights, dvalue_bias

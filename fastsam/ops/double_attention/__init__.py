@@ -1,0 +1,187 @@
+"""`double_attention`: queries from the hidden state attend to the hidden state and to the memory."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fastsam import backends
+from fastsam.ops import _dispatch
+from fastsam.ops._attention import Source, implementation
+from fastsam.ops._attention.autograd import attention, contexts_of
+from fastsam.ops._check import Arguments
+from fastsam.ops.double_attention import eager
+
+
+def double_attention(
+    h: Tensor,
+    m: Tensor,
+    score_h: Tensor,
+    score_m: Tensor,
+    score_bias_h: Tensor,
+    score_bias_m: Tensor,
+    value_h: Tensor,
+    value_m: Tensor,
+    value_bias: Tensor,
+    *,
+    key_h: Tensor | None = None,
+    key_m: Tensor | None = None,
+) -> Tensor:
+    """The feature aggregation of SAM (SA-ConvLSTM paper, equations 2-7) with composed 1x1 maps.
+
+    For every position i, with the maps as columns h_j and m_j of length C:
+
+        e_h[i, j] = (score_h h_i + score_bias_h) . (key_h h_j)        R_h[:, i] = sum_j softmax_j(e_h[i, :])_j h_j
+        e_m[i, j] = (score_m h_i + score_bias_m) . (key_m m_j)        R_m[:, i] = sum_j softmax_j(e_m[i, :])_j m_j
+        z = value_h R_h + value_m R_m + value_bias
+
+    Memory is O(N), N = H*W, on every back end but eager.
+
+    Args:
+        h: hidden state, (B, C, H, W); read without a copy when its last two dimensions are dense.
+        m: memory, (B, C, H, W).
+        score_h, score_m: query maps, (C, C), or (D, C) where keys are given.
+        score_bias_h, score_bias_m: (C,), or (D,) where keys are given.
+        value_h, value_m: value maps, (Cz, C).
+        value_bias: (Cz,).
+        key_h, key_m: key maps, (D, C); both or none. None means that h and m are the keys as they are, with the key
+            map folded into the query map, score = key^T query.
+
+    Returns:
+        z, (B, Cz, H, W), contiguous.
+
+    Raises:
+        TypeError: an argument is no tensor, not floating-point, or of another dtype than h.
+        ValueError: a shape or device does not fit, or only one of key_h and key_m is given.
+        RuntimeError: a back end is forced that cannot serve the call.
+    """
+    arguments = (h, m, score_h, score_m, score_bias_h, score_bias_m, value_h, value_m, value_bias, key_h, key_m)
+    if isinstance(h, Tensor) and _dispatch.autocast_enabled(h):
+        return _dispatch.without_autocast(_double_attention, *arguments)
+    return _double_attention(*arguments)
+
+
+def _double_attention(*arguments: Any) -> Tensor:
+    _check(*arguments)
+    *required, key_h, key_m = arguments
+    if _dispatch.needs_registered_operator(arguments) and backends.selected() != "eager":
+        return torch.ops.fastsam.double_attention(*arguments)[0]
+    backend = _dispatch.choose("double_attention", arguments[0])
+    if backend == "eager":
+        return eager.double_attention(*required, key_h=key_h, key_m=key_m)
+    return attention("double_attention", backend, *_sources(*arguments))
+
+
+def _check(
+    h: Any,
+    m: Any,
+    score_h: Any,
+    score_m: Any,
+    score_bias_h: Any,
+    score_bias_m: Any,
+    value_h: Any,
+    value_m: Any,
+    value_bias: Any,
+    key_h: Any,
+    key_m: Any,
+) -> None:
+    check = Arguments("double_attention")
+    check.tensor("h", h, "B", "C", "H", "W")
+    check.tensor("m", m, "B", "C", "H", "W")
+    if (key_h is None) != (key_m is None):
+        given, missing = ("key_m", "key_h") if key_h is None else ("key_h", "key_m")
+        raise ValueError(f"double_attention: {given} is given but {missing} is None; give both key maps or none")
+    queries = "C" if key_h is None else "D"
+    if key_h is not None:
+        check.tensor("key_h", key_h, "D", "C")
+        check.tensor("key_m", key_m, "D", "C")
+    check.tensor("score_h", score_h, queries, "C")
+    check.tensor("score_m", score_m, queries, "C")
+    check.tensor("score_bias_h", score_bias_h, queries)
+    check.tensor("score_bias_m", score_bias_m, queries)
+    check.tensor("value_h", value_h, "Cz", "C")
+    check.tensor("value_m", value_m, "Cz", "C")
+    check.tensor("value_bias", value_bias, "Cz")
+
+
+# The dispatcher leaves out arguments that equal their default: the key maps, when they are None.
+def _sources(
+    h: Tensor,
+    m: Tensor,
+    score_h: Tensor,
+    score_m: Tensor,
+    score_bias_h: Tensor,
+    score_bias_m: Tensor,
+    value_h: Tensor,
+    value_m: Tensor,
+    value_bias: Tensor,
+    key_h: Tensor | None = None,
+    key_m: Tensor | None = None,
+) -> tuple[list[Source], Tensor]:
+    return [
+        Source(h, score_h, score_bias_h, value_h, key_h),
+        Source(m, score_m, score_bias_m, value_m, key_m),
+    ], value_bias
+
+
+def _implementation(*arguments: Any) -> tuple[Tensor, ...]:
+    sources, value_bias = _sources(*arguments)
+    backend = backends.choose("double_attention", arguments[0].device.type, arguments[0].dtype)
+    z, (of_h, of_m) = implementation(backend).forward(sources, value_bias, save=True)
+    return z, of_h.r, of_m.r, of_h.lse, of_m.lse
+
+
+def _fake(*arguments: Any) -> tuple[Tensor, ...]:
+    h, value_bias = arguments[0], arguments[8]
+    batch, _, height, width = h.shape
+    z = h.new_empty(batch, value_bias.shape[0], height, width)
+    r = [h.new_empty(h.shape) for _ in range(2)]
+    wide = torch.float32 if h.dtype.itemsize < 4 else h.dtype
+    lse = [h.new_empty(batch, height * width, dtype=wide) for _ in range(2)]
+    return z, *r, *lse
+
+
+def _backward_implementation(dz: Tensor, *saved: Any) -> list[Tensor]:
+    arguments, (r_h, r_m, lse_h, lse_m) = saved[:11], saved[11:]
+    backend = backends.choose("double_attention", dz.device.type, dz.dtype)
+    contexts = contexts_of([r_h, lse_h, r_m, lse_m])
+    (dh, dm), (of_h, of_m), dvalue_bias = implementation(backend).backward(dz, _sources(*arguments)[0], contexts)
+    gradients = [dh, dm, of_h.score, of_m.score, of_h.score_bias, of_m.score_bias, of_h.value, of_m.value, dvalue_bias]
+    return [*gradients, *(key for key in (of_h.key, of_m.key) if key is not None)]
+
+
+def _backward_fake(dz: Tensor, *saved: Any) -> list[Tensor]:
+    return _dispatch.empty_gradients(saved[:11])
+
+
+def _setup_context(ctx: Any, inputs: Sequence[Any], output: Sequence[Tensor]) -> None:
+    _, r_h, r_m, lse_h, lse_m = output
+    ctx.mark_non_differentiable(r_h, r_m, lse_h, lse_m)
+    ctx.save_for_backward(*inputs, r_h, r_m, lse_h, lse_m)
+
+
+def _backward(ctx: Any, dz: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
+    gradients = torch.ops.fastsam.double_attention_backward(dz, *ctx.saved_tensors)
+    return (*gradients, *([None] * (11 - len(gradients))))
+
+
+_ARGUMENTS = (
+    "Tensor h, Tensor m, Tensor score_h, Tensor score_m, Tensor score_bias_h, Tensor score_bias_m, "
+    "Tensor value_h, Tensor value_m, Tensor value_bias"
+)
+
+_KEYS = "Tensor? key_h=None, Tensor? key_m=None"
+_CONTEXT = "Tensor r_h, Tensor r_m, Tensor lse_h, Tensor lse_m"
+
+_dispatch.register(
+    "double_attention",
+    f"({_ARGUMENTS}, {_KEYS}) -> (Tensor z, {_CONTEXT})",
+    f"(Tensor dz, {_ARGUMENTS}, Tensor? key_h, Tensor? key_m, {_CONTEXT}) -> Tensor[]",
+    implementation=_implementation,
+    fake=_fake,
+    backward_implementation=_backward_implementation,
+    backward_fake=_backward_fake,
+    setup_context=_setup_context,
+    backward=_backward,
+)

@@ -1,0 +1,135 @@
+"""`self_attention`: a map attends to itself."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fastsam import backends
+from fastsam.ops import _dispatch
+from fastsam.ops._attention import Source, implementation
+from fastsam.ops._attention.autograd import attention, contexts_of
+from fastsam.ops._check import Arguments
+from fastsam.ops.self_attention import eager
+
+
+def self_attention(
+    x: Tensor, score: Tensor, score_bias: Tensor, value: Tensor, value_bias: Tensor, *, key: Tensor | None = None
+) -> Tensor:
+    """Self-attention over the positions of a map (SA-ConvLSTM paper, equations 2-4) with composed 1x1 maps.
+
+    For every position i, with the map as columns x_j of length C:
+
+        e[i, j] = (score x_i + score_bias) . (key x_j)        R[:, i] = sum_j softmax_j(e[i, :])_j x_j
+        z = value R + value_bias
+
+    Memory is O(N), N = H*W, on every back end but eager.
+
+    Args:
+        x: (B, C, H, W); read without a copy when its last two dimensions are dense.
+        score: query map, (C, C), or (D, C) where a key map is given.
+        score_bias: (C,), or (D,) where a key map is given.
+        value: value map, (Cz, C).
+        value_bias: (Cz,).
+        key: key map, (D, C). None means that x is the key as it is, with the key map folded into the query map,
+            score = key^T query.
+
+    Returns:
+        z, (B, Cz, H, W), contiguous.
+
+    Raises:
+        TypeError: an argument is no tensor, not floating-point, or of another dtype than x.
+        ValueError: a shape or device does not fit.
+        RuntimeError: a back end is forced that cannot serve the call.
+    """
+    arguments = (x, score, score_bias, value, value_bias, key)
+    if isinstance(x, Tensor) and _dispatch.autocast_enabled(x):
+        return _dispatch.without_autocast(_self_attention, *arguments)
+    return _self_attention(*arguments)
+
+
+def _self_attention(*arguments: Any) -> Tensor:
+    _check(*arguments)
+    *required, key = arguments
+    if _dispatch.needs_registered_operator(arguments) and backends.selected() != "eager":
+        return torch.ops.fastsam.self_attention(*arguments)[0]
+    backend = _dispatch.choose("self_attention", arguments[0])
+    if backend == "eager":
+        return eager.self_attention(*required, key=key)
+    return attention("self_attention", backend, *_sources(*arguments))
+
+
+def _check(x: Any, score: Any, score_bias: Any, value: Any, value_bias: Any, key: Any) -> None:
+    check = Arguments("self_attention")
+    check.tensor("x", x, "B", "C", "H", "W")
+    queries = "C" if key is None else "D"
+    if key is not None:
+        check.tensor("key", key, "D", "C")
+    check.tensor("score", score, queries, "C")
+    check.tensor("score_bias", score_bias, queries)
+    check.tensor("value", value, "Cz", "C")
+    check.tensor("value_bias", value_bias, "Cz")
+
+
+# The dispatcher leaves out arguments that equal their default: the key maps, when they are None.
+def _sources(
+    x: Tensor, score: Tensor, score_bias: Tensor, value: Tensor, value_bias: Tensor, key: Tensor | None = None
+) -> tuple[list[Source], Tensor]:
+    return [Source(x, score, score_bias, value, key)], value_bias
+
+
+def _implementation(*arguments: Any) -> tuple[Tensor, ...]:
+    sources, value_bias = _sources(*arguments)
+    backend = backends.choose("self_attention", arguments[0].device.type, arguments[0].dtype)
+    z, (context,) = implementation(backend).forward(sources, value_bias, save=True)
+    return z, context.r, context.lse
+
+
+def _fake(*arguments: Any) -> tuple[Tensor, ...]:
+    x, value_bias = arguments[0], arguments[4]
+    batch, _, height, width = x.shape
+    wide = torch.float32 if x.dtype.itemsize < 4 else x.dtype
+    return (
+        x.new_empty(batch, value_bias.shape[0], height, width),
+        x.new_empty(x.shape),
+        x.new_empty(batch, height * width, dtype=wide),
+    )
+
+
+def _backward_implementation(dz: Tensor, *saved: Any) -> list[Tensor]:
+    arguments, context = saved[:6], saved[6:]
+    backend = backends.choose("self_attention", dz.device.type, dz.dtype)
+    (dx,), (of_x,), dvalue_bias = implementation(backend).backward(dz, _sources(*arguments)[0], contexts_of(context))
+    gradients = [dx, of_x.score, of_x.score_bias, of_x.value, dvalue_bias]
+    return gradients if of_x.key is None else [*gradients, of_x.key]
+
+
+def _backward_fake(dz: Tensor, *saved: Any) -> list[Tensor]:
+    return _dispatch.empty_gradients(saved[:6])
+
+
+def _setup_context(ctx: Any, inputs: Sequence[Any], output: Sequence[Tensor]) -> None:
+    _, r, lse = output
+    ctx.mark_non_differentiable(r, lse)
+    ctx.save_for_backward(*inputs, r, lse)
+
+
+def _backward(ctx: Any, dz: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
+    gradients = torch.ops.fastsam.self_attention_backward(dz, *ctx.saved_tensors)
+    return (*gradients, *([None] * (6 - len(gradients))))
+
+
+_ARGUMENTS = "Tensor x, Tensor score, Tensor score_bias, Tensor value, Tensor value_bias"
+
+_dispatch.register(
+    "self_attention",
+    f"({_ARGUMENTS}, Tensor? key=None) -> (Tensor z, Tensor r, Tensor lse)",
+    f"(Tensor dz, {_ARGUMENTS}, Tensor? key, Tensor r, Tensor lse) -> Tensor[]",
+    implementation=_implementation,
+    fake=_fake,
+    backward_implementation=_backward_implementation,
+    backward_fake=_backward_fake,
+    setup_context=_setup_context,
+    backward=_backward,
+)
