@@ -1,0 +1,154 @@
+"""The named models: sizes, rows of the ablation, gradients, data-parallel training."""
+
+import os
+import pickle
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.multiprocessing
+from torch import nn
+
+from fastsam.models import ABLATION, BaseModel, ConvLSTM, SAConvLSTM, ablation
+from fastsam.modules import BaseCell, ConvLSTMCell, Forecaster, SAConvLSTMCell
+
+SMALL: dict[str, Any] = {"hidden_channels": (4, 6), "patch_size": 2, "embed_channels": 3, "kernel_size": 3}
+
+
+def count(model: nn.Module) -> int:
+    return sum(p.numel() for p in model.parameters())
+
+
+def pointwise(inputs: int, outputs: int) -> int:
+    return inputs * outputs + outputs
+
+
+def convlstm_parameters(inputs: int, hidden: int, k: int = 5) -> int:
+    """Both convolutions, one bias, and scale and shift of the norm of each."""
+    gates = 4 * hidden
+    return (inputs + hidden) * gates * k * k + gates + 2 * 2 * gates
+
+
+def self_attention_parameters(channels: int, d: int = 16) -> int:
+    return 2 * pointwise(channels, d) + 2 * pointwise(channels, channels)
+
+
+def gate_parameters(gated: int, channels: int, k: int = 5) -> int:
+    return gated * k * k + pointwise(gated, 3 * channels)
+
+
+def expected_parameters(row: str, patch_channels: int = 16, c: int = 64, d: int = 16) -> int:
+    cell = {
+        "convlstm": 0,
+        "base": 2 * self_attention_parameters(c, d),
+        "memory": gate_parameters(c, c),
+        "sa_convlstm_without_zm": 2 * pointwise(c, d) + 2 * pointwise(c, c) + gate_parameters(2 * c, c),
+        "sa_convlstm": 3 * pointwise(c, d) + 2 * pointwise(c, c) + pointwise(2 * c, c) + gate_parameters(2 * c, c),
+    }[row]
+    return pointwise(patch_channels, c) + pointwise(c, patch_channels) + 4 * (convlstm_parameters(c, c) + cell)
+
+
+@pytest.mark.parametrize("row", ABLATION)
+def test_parameter_counts(row: str) -> None:
+    assert count(ablation(row, device="meta")) == expected_parameters(row)
+    assert count(ablation(row, device="meta", in_channels=2, patch_size=2)) == expected_parameters(row, 8)
+
+
+@pytest.mark.parametrize("model, millions", [(BaseModel, 10.102), (SAConvLSTM, 10.471)])
+def test_parameters_are_a_third_of_table_2(model: Any, millions: float) -> None:
+    assert 3 * count(model(in_channels=2, patch_size=2, device="meta")) == pytest.approx(millions * 1e6, rel=5e-3)
+
+
+@pytest.mark.parametrize("model, cell", [(ConvLSTM, ConvLSTMCell), (BaseModel, BaseCell), (SAConvLSTM, SAConvLSTMCell)])
+def test_defaults_are_the_paper_s_configuration(model: Any, cell: Any) -> None:
+    made = model(device="meta")
+    assert isinstance(made, Forecaster)
+    assert made.in_channels == 1 and made.patch_size == 4 and made.hidden_channels == (64, 64, 64, 64)
+    for layer in made.cells:
+        assert type(layer) is cell
+        assert layer.kernel_size == 5 and layer.in_channels == 64
+        assert isinstance(layer.input_norm, nn.GroupNorm) and isinstance(layer.hidden_norm, nn.GroupNorm)
+
+
+def test_rows_of_the_ablation() -> None:
+    kinds = {row: type(ablation(row, **SMALL)) for row in ABLATION}
+    assert list(kinds.values()) == [ConvLSTM, BaseModel, SAConvLSTM, SAConvLSTM, SAConvLSTM]
+    switches = [ablation(row, **SMALL).cells[0].sam for row in ("memory", "sa_convlstm_without_zm", "sa_convlstm")]
+    assert [(sam.use_attention, sam.use_memory_attention) for sam in switches] == [
+        (False, False),
+        (True, False),
+        (True, True),
+    ]
+
+
+@pytest.mark.parametrize("row", ABLATION)
+@pytest.mark.parametrize("layer_norm", [False, True])
+@pytest.mark.parametrize("read, horizon", [(1, 1), (2, 2)])
+def test_every_parameter_has_a_gradient(row: str, layer_norm: bool, read: int, horizon: int, backend_name: str) -> None:
+    torch.manual_seed(0)
+    model = ablation(row, layer_norm=layer_norm, **SMALL)
+    model(torch.randn(2, read, 1, 6, 6), horizon).square().sum().backward()
+    for name, parameter in model.named_parameters():
+        assert parameter.grad is not None, name
+        assert parameter.grad.isfinite().all(), name
+        cancels = name.endswith("key.bias")  # in the softmax
+        if read > 1:
+            assert parameter.grad.any() != cancels, name
+
+
+@pytest.mark.parametrize("row", ABLATION)
+def test_models_survive_pickle_and_state_dict(row: str) -> None:
+    model, frames = ablation(row, **SMALL), torch.randn(1, 2, 1, 4, 4)
+    restored = ablation(row, **SMALL)
+    restored.load_state_dict(model.state_dict())
+    for other in (restored, pickle.loads(pickle.dumps(model))):
+        torch.testing.assert_close(other(frames, 2), model(frames, 2), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("row", ABLATION)
+def test_a_few_steps_of_training_lower_the_loss(row: str) -> None:
+    torch.manual_seed(0)
+    model = ablation(row, **SMALL)
+    optimizer = torch.optim.Adam(model.parameters(), 1e-2)
+    frames = torch.rand(2, 4, 1, 6, 6)
+    losses = []
+    for _ in range(8):
+        loss = (model(frames[:, :2], 2) - frames[:, 2:]).square().mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses[-1] < 0.8 * losses[0]
+
+
+def train_in_parallel(rank: int, rendezvous: str, results: str) -> None:
+    """Two steps of each model in one of two processes; DDP raises at the second if a parameter had no gradient."""
+    torch.set_num_threads(1)
+    torch.distributed.init_process_group("gloo", init_method=f"file://{rendezvous}", rank=rank, world_size=2)
+    norms = {}
+    for row in ABLATION:
+        torch.manual_seed(0)
+        model = nn.parallel.DistributedDataParallel(ablation(row, layer_norm=True, **SMALL))
+        torch.manual_seed(rank)
+        for _ in range(2):
+            model.zero_grad()
+            model(torch.randn(1, 2, 1, 4, 4), 2).square().sum().backward()
+        norms[row] = torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
+    torch.save(norms, f"{results}-{rank}")
+    torch.distributed.destroy_process_group()
+
+
+@pytest.mark.skipif(not torch.distributed.is_available(), reason="PyTorch was built without torch.distributed")
+def test_data_parallel_training(tmp_path: Path) -> None:
+    context = torch.multiprocessing.get_context("spawn")
+    arguments = os.fspath(tmp_path / "rendezvous"), os.fspath(tmp_path / "gradients")
+    processes = [context.Process(target=train_in_parallel, args=(rank, *arguments)) for rank in range(2)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(120)
+    assert [process.exitcode for process in processes] == [0, 0]
+    first, second = (torch.load(f"{arguments[1]}-{rank}") for rank in range(2))
+    for row in ABLATION:
+        assert torch.equal(first[row], second[row])
