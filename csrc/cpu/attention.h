@@ -10,6 +10,17 @@
 namespace fastsam {
 namespace FASTSAM_ISA {
 
+// Multiply-adds of the forward pass but for the small projections.
+template <class Call>
+inline int64_t pair_work(const Call& call) {
+  const AttentionSizes& sizes = call.sizes;
+  int64_t work = 0;
+  for (int s = 0; s < call.source_count; ++s) {
+    work += sizes.batch * sizes.positions * sizes.positions * (sizes.channels + call.sources[s].query_channels);
+  }
+  return work;
+}
+
 struct TileRange {
   int64_t first, count;
 };

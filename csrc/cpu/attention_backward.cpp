@@ -359,6 +359,7 @@ void pack_weights(const AttentionBackward<T>& call, const Layout<T>& layout) {
 
 template <class T>
 void attention_backward(const AttentionBackward<T>& call, int threads) {
+  threads = useful_threads(threads, pair_work(call));
   Arena measure;
   Layout<T>(measure, call, threads);
   const Block block(measure.size());

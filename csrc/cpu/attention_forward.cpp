@@ -171,6 +171,7 @@ void query_task(const AttentionForward<T>& call, const Layout<T>& layout, int64_
 
 template <class T>
 void attention_forward(const AttentionForward<T>& call, int threads) {
+  threads = useful_threads(threads, pair_work(call));
   Arena measure;
   Layout<T>(measure, call, threads);
   const Block block(measure.size());

@@ -8,6 +8,9 @@ namespace fastsam {
 namespace FASTSAM_ISA {
 namespace {
 
+// A position costs about this many multiply-adds: five exponentials with their divisions, and its memory.
+constexpr int64_t kWork = 50;
+
 template <class T>
 struct Activations {
   Vec<T> i, f, g, o;
@@ -46,6 +49,7 @@ template <class T>
 void lstm_gates_forward(const LstmGatesForward<T>& call, int threads) {
   const int64_t channels = call.channels, positions = call.positions;
   const Vec<T> forget_bias = broadcast(call.forget_bias);
+  threads = useful_threads(threads, call.batch * channels * positions * kWork);
 #pragma omp parallel for num_threads(threads) schedule(static)
   for (int64_t task = 0; task < call.batch * channels; ++task) {
     const int64_t batch = task / channels, channel = task % channels, gate = channels * call.gates.stride_channel;
@@ -68,6 +72,7 @@ template <class T>
 void lstm_gates_backward(const LstmGatesBackward<T>& call, int threads) {
   const int64_t channels = call.channels, positions = call.positions;
   const Vec<T> forget_bias = broadcast(call.forget_bias), one = broadcast(T(1));
+  threads = useful_threads(threads, call.batch * channels * positions * kWork);
 #pragma omp parallel for num_threads(threads) schedule(static)
   for (int64_t task = 0; task < call.batch * channels; ++task) {
     const int64_t batch = task / channels, channel = task % channels, gate = channels * call.gates.stride_channel;

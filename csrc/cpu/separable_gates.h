@@ -8,6 +8,13 @@
 namespace fastsam {
 namespace FASTSAM_ISA {
 
+// Multiply-adds of the forward pass.
+inline int64_t gate_work(const GateSizes& sizes) {
+  const int64_t inputs = sizes.z_channels + sizes.channels;
+  return sizes.batch * sizes.height * sizes.width * inputs *
+         (3 * sizes.channels + sizes.kernel_size * sizes.kernel_size);
+}
+
 // A map is cut into blocks of a few rows and up to kBlockWidth columns, about kBlockLanes positions, so that u and the
 // gates of a block stay in the L2 cache. A row of a block takes `row_lanes` lanes.
 constexpr int64_t kBlockLanes = 96, kBlockWidth = 96;

@@ -182,6 +182,7 @@ void depthwise_stage(const SeparableGatesBackward<T>& call, const Layout<T>& lay
 
 template <class T>
 void separable_gates_backward(const SeparableGatesBackward<T>& call, int threads) {
+  threads = useful_threads(threads, gate_work(call.sizes));
   Arena measure;
   Layout<T>(measure, call, threads);
   const Block memory(measure.size());

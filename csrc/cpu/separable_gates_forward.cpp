@@ -52,6 +52,7 @@ void block_task(const SeparableGatesForward<T>& call, const Layout<T>& layout, i
 
 template <class T>
 void separable_gates_forward(const SeparableGatesForward<T>& call, int threads) {
+  threads = useful_threads(threads, gate_work(call.sizes));
   Arena measure;
   Layout<T>(measure, call, threads);
   const Block memory(measure.size());

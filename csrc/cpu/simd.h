@@ -48,6 +48,22 @@ struct VectorOf {
 template <class T>
 using Vec = typename VectorOf<T>::type;
 
+// The same vector at any address; memcpy instead would keep the micro-kernel's accumulators on the stack.
+template <class T>
+struct UnalignedOf {
+  typedef T type __attribute__((vector_size(kVectorBytes), aligned(alignof(T)), may_alias));
+};
+
+template <class T>
+inline Vec<T> load(const T* address) {
+  return *reinterpret_cast<const typename UnalignedOf<T>::type*>(address);
+}
+
+template <class T>
+inline void store(T* address, Vec<T> value) {
+  *reinterpret_cast<typename UnalignedOf<T>::type*>(address) = value;
+}
+
 template <class T>
 inline Vec<T> where(Vec<T> left, Vec<T> right, Vec<T> if_less, Vec<T> otherwise) {
   return left < right ? if_less : otherwise;
@@ -74,6 +90,18 @@ FASTSAM_LANEWISE(/)
 #undef FASTSAM_LANEWISE
 
 template <class T>
+inline Vec<T> load(const T* address) {
+  Vec<T> value;
+  std::memcpy(&value, address, sizeof(value));
+  return value;
+}
+
+template <class T>
+inline void store(T* address, Vec<T> value) {
+  std::memcpy(address, &value, sizeof(value));
+}
+
+template <class T>
 inline Vec<T>& operator+=(Vec<T>& left, Vec<T> right) {
   return left = left + right;
 }
@@ -91,18 +119,6 @@ inline Vec<T> where(Vec<T> left, Vec<T> right, Vec<T> if_less, Vec<T> otherwise)
 }
 
 #endif
-
-template <class T>
-inline Vec<T> load(const T* address) {
-  Vec<T> value;
-  std::memcpy(&value, address, sizeof(value));
-  return value;
-}
-
-template <class T>
-inline void store(T* address, Vec<T> value) {
-  std::memcpy(address, &value, sizeof(value));
-}
 
 template <class T>
 inline Vec<T> broadcast(T scalar) {

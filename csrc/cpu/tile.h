@@ -38,8 +38,8 @@ enum class Start { kZero, kAdd };
 
 // Kept out of line: inlined into a large function the compiler spills accumulators, which halves the speed.
 template <class T, int Columns, Start start>
-FASTSAM_NOINLINE void micro_kernel(int64_t depth, const T* a, int64_t a_row, int64_t a_depth, const T* b, int64_t b_stride, T* c,
-                         int64_t c_stride) {
+FASTSAM_NOINLINE void micro_kernel(int64_t depth, const T* a, int64_t a_row, int64_t a_depth, const T* b,
+                                   int64_t b_stride, T* c, int64_t c_stride) {
   Vec<T> sum[kRows][Columns];
   for (int row = 0; row < kRows; ++row) {
     for (int column = 0; column < Columns; ++column) {
@@ -181,6 +181,11 @@ class Block {
  private:
   char* data_;
 };
+
+// Threads that a call of so many multiply-adds can keep busy: waking one costs about what a hundred thousand take.
+inline int useful_threads(int threads, int64_t multiply_adds) {
+  return static_cast<int>(smaller(threads, 1 + multiply_adds / 200000));
+}
 
 #ifdef FASTSAM_OPENMP
 inline int thread_index() { return omp_get_thread_num(); }
