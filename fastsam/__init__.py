@@ -9,7 +9,7 @@ from fastsam._version import __version__
 from fastsam.backends import backend
 from fastsam.info import info
 from fastsam.models import ABLATION, BaseModel, ConvLSTM, SAConvLSTM, ablation
-from fastsam.modules import SAM, BaseCell, ConvLSTMCell, Forecaster, SAConvLSTMCell, SelfAttention
+from fastsam.modules import SAM, BaseCell, ConvLSTMCell, Forecaster, RecurrentCell, SAConvLSTMCell, SelfAttention
 
 __all__ = [
     "ABLATION",
@@ -19,6 +19,7 @@ __all__ = [
     "ConvLSTM",
     "ConvLSTMCell",
     "Forecaster",
+    "RecurrentCell",
     "SAConvLSTM",
     "SAConvLSTMCell",
     "SelfAttention",

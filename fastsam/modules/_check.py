@@ -7,6 +7,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
+from fastsam.ops._check import spell
 from fastsam.ops._dispatch import autocast_enabled
 
 _Weights = TypeVar("_Weights")
@@ -56,13 +57,12 @@ def same_kind(owner: str, name: str, value: Tensor, weight: Tensor) -> None:
 
 def tensor(owner: str, name: str, value: Any, *dims: str | int) -> None:
     """Check that `value` is a tensor of the shape `dims`, where a letter stands for any size."""
-    wanted = f"({', '.join(map(str, dims))})"
     if not isinstance(value, Tensor):
-        raise TypeError(f"{owner}: {name} must be a torch.Tensor of shape {wanted}, got {type(value).__name__}")
+        raise TypeError(f"{owner}: {name} must be a torch.Tensor of shape {spell(dims)}, got {type(value).__name__}")
     if value.ndim != len(dims) or any(
         size != dim for size, dim in zip(value.shape, dims, strict=True) if not isinstance(dim, str)
     ):
-        raise ValueError(f"{owner}: {name} must have shape {wanted}, got {tuple(value.shape)}")
+        raise ValueError(f"{owner}: {name} must have shape {spell(dims)}, got {tuple(value.shape)}")
 
 
 def folded_weights(owner: str, value: Any, expected: type[_Weights]) -> _Weights:

@@ -20,11 +20,11 @@ class Arguments:
         """Check that `value` is a floating-point tensor of the shape `dims` (letters, products like "4C", or sizes)."""
         if not isinstance(value, Tensor):
             raise TypeError(
-                f"{self.operator}: {name} must be a torch.Tensor of shape {_spell(dims)}, got {type(value).__name__}"
+                f"{self.operator}: {name} must be a torch.Tensor of shape {spell(dims)}, got {type(value).__name__}"
             )
         if len(value.shape) != len(dims):
             raise ValueError(
-                f"{self.operator}: {name} must have {len(dims)} dimensions {_spell(dims)}, "
+                f"{self.operator}: {name} must have {len(dims)} dimensions {spell(dims)}, "
                 f"got shape {tuple(value.shape)}"
             )
         for position, dim in enumerate(dims):
@@ -32,7 +32,7 @@ class Arguments:
                 self.sizes[dim] = value.shape[position]
             elif value.shape[position] != self._size(dim):
                 raise ValueError(
-                    f"{self.operator}: {name} must have shape {_spell(dims)} = {self._expected(dims, value)}, "
+                    f"{self.operator}: {name} must have shape {spell(dims)} = {self._expected(dims, value)}, "
                     f"got {tuple(value.shape)}"
                 )
         self._same_kind(name, value)
@@ -65,7 +65,8 @@ class Arguments:
             )
 
 
-def _spell(dims: tuple[str | int, ...]) -> str:
+def spell(dims: tuple[str | int, ...]) -> str:
+    """The shape in words, for a message."""
     return "(" + ", ".join(map(str, dims)) + ("," if len(dims) == 1 else "") + ")"
 
 

@@ -73,11 +73,11 @@ def _module(gates: Tensor) -> Any:
     return {"eager": eager, "cpu": native}[backends.choose("lstm_gates", gates.device.type, gates.dtype)]
 
 
-def _implementation(gates: Tensor, c: Tensor, forget_bias: float) -> tuple[Tensor, Tensor]:
+def _implementation(gates: Tensor, c: Tensor, forget_bias: float = 0.0) -> tuple[Tensor, Tensor]:
     return _module(gates).forward(gates, c, forget_bias)
 
 
-def _fake(gates: Tensor, c: Tensor, forget_bias: float) -> tuple[Tensor, Tensor]:
+def _fake(gates: Tensor, c: Tensor, forget_bias: float = 0.0) -> tuple[Tensor, Tensor]:
     return c.new_empty(c.shape), c.new_empty(c.shape)
 
 

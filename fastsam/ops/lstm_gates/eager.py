@@ -8,11 +8,10 @@ def lstm_gates(gates: Tensor, c: Tensor, forget_bias: float = 0.0) -> tuple[Tens
     """See `fastsam.ops.lstm_gates`."""
     i, f, g, o = gates.chunk(4, dim=1)
     c_new = (f + forget_bias).sigmoid() * c + i.sigmoid() * g.tanh()
-    return o.sigmoid() * c_new.tanh(), c_new
+    return (o.sigmoid() * c_new.tanh()).contiguous(), c_new.contiguous()
 
 
-def forward(gates: Tensor, c: Tensor, forget_bias: float) -> tuple[Tensor, Tensor]:
-    return lstm_gates(gates, c, forget_bias)
+forward = lstm_gates
 
 
 def backward(dh: Tensor, dc_new: Tensor, gates: Tensor, c: Tensor, forget_bias: float) -> tuple[Tensor, Tensor]:
@@ -23,4 +22,4 @@ def backward(dh: Tensor, dc_new: Tensor, gates: Tensor, c: Tensor, forget_bias: 
     dc = dc_new + dh * o * (1 - tanh_c * tanh_c)
     di, df, dg, do = dc * g, dc * c, dc * i, dh * tanh_c
     dgates = [di * i * (1 - i), df * f * (1 - f), dg * (1 - g * g), do * o * (1 - o)]
-    return torch.cat(dgates, dim=1), dc * f
+    return torch.cat(dgates, dim=1).contiguous(), (dc * f).contiguous()

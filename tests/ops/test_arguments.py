@@ -1,0 +1,152 @@
+"""Arguments that do not fit: one error that names the argument, what it was, and what it should be."""
+
+import cases
+import pytest
+import torch
+from torch import Tensor
+
+VARIANTS = list(cases.VARIANTS)
+
+
+def _arguments(variant: str) -> tuple[str, cases.Arguments]:
+    operator, options = cases.VARIANTS[variant]
+    return operator, cases.make(operator, **options)
+
+
+def _tensors(arguments: cases.Arguments) -> list[str]:
+    return [name for name, value in arguments.items() if isinstance(value, Tensor)]
+
+
+def _refused(operator: str, arguments: cases.Arguments, error: type[Exception]) -> str:
+    with pytest.raises(error) as caught:
+        cases.public(operator)(**arguments)
+    assert type(caught.value) is error
+    assert str(caught.value).startswith(f"{operator}: ")
+    return str(caught.value)
+
+
+def _names(message: str, name: str) -> bool:
+    """Whether the message is about the argument `name`, as a word."""
+    return f" {name} " in message
+
+
+@pytest.mark.parametrize("value", [[[1.0]], 1.0, "h"], ids=["list", "float", "str"])
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_not_a_tensor(backend_name, variant, value):
+    operator, arguments = _arguments(variant)
+    for name in _tensors(arguments):
+        message = _refused(operator, {**arguments, name: value}, TypeError)
+        assert _names(message, name) and type(value).__name__ in message and "torch.Tensor" in message
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_a_required_tensor_is_none(backend_name, variant):
+    operator, arguments = _arguments(variant)
+    optional = {"z", "depthwise", "bias", "key", "key_h", "key_m"}
+    for name in set(_tensors(arguments)) - optional:
+        message = _refused(operator, {**arguments, name: None}, TypeError)
+        assert _names(message, name) and "NoneType" in message
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_wrong_rank(backend_name, variant):
+    operator, arguments = _arguments(variant)
+    for name in _tensors(arguments):
+        for wrong in (arguments[name][None], arguments[name][0]):
+            message = _refused(operator, {**arguments, name: wrong}, ValueError)
+            assert _names(message, name) and str(tuple(wrong.shape)) in message
+            assert f"{arguments[name].ndim} dimension" in message
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_wrong_size_of_any_dimension(backend_name, variant):
+    """One more or one less than what the other arguments agree on: it, or the first to disagree with it, is named."""
+    operator, arguments = _arguments(variant)
+    free = {("x", 0), ("x", 2), ("x", 3)}  # no other argument of self_attention has a batch or positions
+    for name in _tensors(arguments):
+        for dim in {*range(arguments[name].ndim)} - {dim for free_name, dim in free if free_name == name}:
+            for change in (1, -1):
+                shape = list(arguments[name].shape)
+                shape[dim] += change
+                call = {**arguments, name: arguments[name].new_zeros(shape)}
+                message = _refused(operator, call, ValueError)
+                assert any(
+                    _names(message, blamed) and str(tuple(call[blamed].shape)) in message for blamed in _tensors(call)
+                ), f"{name} of shape {tuple(shape)}: {message}"
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_another_dtype(backend_name, variant):
+    operator, arguments = _arguments(variant)
+    first, *others = _tensors(arguments)
+    for name in others:
+        message = _refused(operator, {**arguments, name: arguments[name].float()}, TypeError)
+        assert "torch.float32" in message and "torch.float64" in message
+        assert any(_names(message, blamed) for blamed in (name, first))
+
+
+@pytest.mark.parametrize("dtype", [torch.int64, torch.bool, torch.complex64])
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_not_floating_point(backend_name, variant, dtype):
+    operator, arguments = _arguments(variant)
+    message = _refused(operator, cases.map_tensors(lambda tensor: tensor.to(dtype), arguments), TypeError)
+    assert str(dtype) in message and "floating-point" in message
+    assert any(_names(message, name) for name in _tensors(arguments))
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_another_device(backend_name, variant):
+    operator, arguments = _arguments(variant)
+    for name in _tensors(arguments):
+        message = _refused(operator, {**arguments, name: arguments[name].to("meta")}, ValueError)
+        assert "meta" in message and "cpu" in message
+        assert any(_names(message, blamed) for blamed in _tensors(arguments))
+
+
+@pytest.mark.parametrize(
+    ("variant", "wrong", "words"),
+    [
+        ("double_attention", {"m": (2, 6, 4, 3)}, ["m ", "(2, 5, 4, 3)", "(2, 6, 4, 3)"]),
+        ("double_attention", {"score_m": (4, 5)}, ["score_m ", "(5, 5)", "(4, 5)"]),
+        ("double_attention", {"score_bias_h": (4,)}, ["score_bias_h ", "(5,)", "(4,)"]),
+        ("double_attention", {"value_bias": (4,)}, ["value_bias ", "(5,)", "(4,)"]),
+        ("double_attention-keys", {"key_m": (3, 5)}, ["key_m ", "(2, 5)", "(3, 5)"]),
+        ("double_attention-keys", {"score_h": (5, 5)}, ["score_h ", "(2, 5)", "(5, 5)"]),
+        ("self_attention", {"value": (7, 6)}, ["value ", "(7, 5)", "(7, 6)"]),
+        ("separable_gates", {"z": (2, 5, 3, 4)}, ["z ", "(2, 5, 4, 3)", "(2, 5, 3, 4)"]),
+        ("separable_gates", {"depthwise": (10, 1, 4, 4)}, ["depthwise ", "odd", "(10, 1, 4, 4)"]),
+        ("separable_gates", {"depthwise": (10, 1, 3, 5)}, ["depthwise ", "(10, 1, 3, 3)", "(10, 1, 3, 5)"]),
+        ("separable_gates", {"depthwise": (5, 1, 3, 3)}, ["depthwise ", "(10, 1, 3, 3)", "(5, 1, 3, 3)"]),
+        ("separable_gates", {"pointwise": (20, 10, 1, 1)}, ["pointwise ", "(15, 10, 1, 1)", "(20, 10, 1, 1)"]),
+        ("separable_gates", {"bias": (5,)}, ["bias ", "(15,)", "(5,)"]),
+        ("lstm_gates", {"gates": (2, 15, 4, 3)}, ["gates ", "(2, 20, 4, 3)", "(2, 15, 4, 3)"]),
+    ],
+)
+def test_the_message_says_what_would_fit(backend_name, variant, wrong, words):
+    operator, arguments = _arguments(variant)
+    changed = {name: torch.zeros(shape, dtype=torch.float64) for name, shape in wrong.items()}
+    message = _refused(operator, {**arguments, **changed}, ValueError)
+    assert all(word in message for word in words), message
+
+
+@pytest.mark.parametrize(("given", "missing"), [("key_h", "key_m"), ("key_m", "key_h")])
+def test_one_key_map_alone(backend_name, given, missing):
+    operator, arguments = _arguments("double_attention-keys")
+    message = _refused(operator, {**arguments, missing: None}, ValueError)
+    assert given in message and missing in message and "None" in message
+
+
+@pytest.mark.parametrize("value", ["1", None, True, torch.tensor(1.0)], ids=["str", "None", "bool", "tensor"])
+def test_forget_bias_is_no_number(backend_name, value):
+    operator, arguments = _arguments("lstm_gates")
+    message = _refused(operator, {**arguments, "forget_bias": value}, TypeError)
+    assert _names(message, "forget_bias") and type(value).__name__ in message
+
+
+@pytest.mark.parametrize("operator", cases.OPERATORS)
+def test_an_error_leaves_the_operator_usable(backend_name, operator):
+    arguments = cases.make(operator)
+    with pytest.raises(ValueError):
+        cases.public(operator)(**cases.map_tensors(lambda tensor: tensor[None], arguments))
+    for output in cases.outputs_of(cases.public(operator)(**arguments)):
+        assert output.isfinite().all()

@@ -1,0 +1,145 @@
+"""Choosing the implementation: by default, by `with fastsam.backend(...)`, by FASTSAM_BACKEND."""
+
+import importlib
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from extension import require_native
+
+import fastsam
+from fastsam import backends, ops
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def _maps(dtype: torch.dtype = torch.float32, device: str = "cpu") -> tuple[torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    gates = torch.randn(2, 12, 4, 5, generator=generator)
+    return gates.to(device, dtype), gates[:, :3].to(device, dtype)
+
+
+CALLS = {
+    "double_attention": lambda x, c: ops.double_attention(c, c, *[x.new_ones(3, 3)] * 2, *[x.new_ones(3)] * 2,
+                                                          *[x.new_ones(3, 3)] * 2, x.new_ones(3)),
+    "self_attention": lambda x, c: ops.self_attention(c, x.new_ones(3, 3), x.new_ones(3), x.new_ones(3, 3),
+                                                      x.new_ones(3)),
+    "separable_gates": lambda x, c: ops.separable_gates(None, c, c, None, x.new_ones(9, 3, 1, 1), None),
+    "lstm_gates": lambda x, c: ops.lstm_gates(x, c),
+}  # fmt: skip
+
+
+@pytest.fixture
+def broken_eager(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The eager form of every operator raises: what still works did not use it."""
+
+    def fail(*_: object, **__: object) -> None:
+        raise AssertionError("the eager form was called")
+
+    for operator in CALLS:
+        monkeypatch.setattr(importlib.import_module(f"fastsam.ops.{operator}.eager"), operator, fail)
+
+
+def test_auto_is_the_default():
+    environment = {name: value for name, value in os.environ.items() if name != "FASTSAM_BACKEND"}
+    assert _python("print(fastsam.backends.selected())", environment).stdout.strip() == "auto"
+
+
+@pytest.mark.parametrize("name", ["auto", "cpu"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("operator", CALLS)
+def test_native_code_serves(operator, dtype, name, broken_eager):
+    require_native()
+    gates, c = _maps(dtype)
+    c.requires_grad_()
+    with fastsam.backend(name):
+        outputs = CALLS[operator](gates, c)
+        outputs = (outputs,) if isinstance(outputs, torch.Tensor) else outputs
+        torch.autograd.backward([output.sum() for output in outputs])
+    assert c.grad.isfinite().all()
+
+
+@pytest.mark.parametrize("operator", CALLS)
+def test_eager_serves_when_forced(operator, broken_eager):
+    with fastsam.backend("eager"), pytest.raises(AssertionError, match="the eager form was called"):
+        CALLS[operator](*_maps())
+
+
+@pytest.mark.parametrize(("dtype", "device"), [(torch.float16, "cpu"), (torch.float32, "meta")])
+@pytest.mark.parametrize("operator", CALLS)
+def test_auto_falls_back_to_eager(operator, dtype, device):
+    with fastsam.backend("auto"):
+        outputs = CALLS[operator](*_maps(dtype, device))
+    output = outputs if isinstance(outputs, torch.Tensor) else outputs[0]
+    assert output.dtype == dtype and output.device.type == device
+
+
+@pytest.mark.parametrize("operator", CALLS)
+def test_a_forced_back_end_that_cannot_serve_says_why(operator):
+    require_native()
+    with fastsam.backend("cpu"):
+        with pytest.raises(RuntimeError, match=rf"{operator}.*'cpu'.*torch\.float16"):
+            CALLS[operator](*_maps(torch.float16))
+        with pytest.raises(RuntimeError, match=rf"{operator}.*'cpu'.*meta"):
+            CALLS[operator](*_maps(device="meta"))
+
+
+@pytest.mark.parametrize("operator", CALLS)
+def test_without_the_extension(operator, monkeypatch):
+    """auto works with PyTorch alone; cpu says what is missing."""
+    monkeypatch.setattr(backends, "_native", None)
+    monkeypatch.setattr(backends, "_native_error", "No module named 'fastsam._native'")
+    with fastsam.backend("auto"):
+        CALLS[operator](*_maps())
+    with fastsam.backend("cpu"), pytest.raises(RuntimeError, match=r"extension.*No module named 'fastsam\._native'"):
+        CALLS[operator](*_maps())
+
+
+def test_nested_contexts_restore():
+    outside = backends.selected()
+    with fastsam.backend("eager"):
+        with fastsam.backend("auto"):
+            assert backends.selected() == "auto"
+        assert backends.selected() == "eager"
+        with pytest.raises(KeyError), fastsam.backend("auto"):
+            raise KeyError
+        assert backends.selected() == "eager"
+    assert backends.selected() == outside
+
+
+def test_unknown_name():
+    outside = backends.selected()
+    with pytest.raises(ValueError, match=r"'nonsense'.*'auto', 'eager', 'cpu'"), fastsam.backend("nonsense"):
+        pass
+    assert backends.selected() == outside
+
+
+def test_the_backward_pass_stays_on_its_back_end(broken_eager):
+    require_native()
+    gates, c = _maps()
+    gates.requires_grad_()
+    with fastsam.backend("cpu"):
+        h, _ = ops.lstm_gates(gates, c)
+    with fastsam.backend("eager"):
+        h.sum().backward()
+    assert gates.grad.isfinite().all()
+
+
+def _python(code: str, environment: dict[str, str]) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-c", f"import fastsam, fastsam.backends; {code}"]
+    return subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
+
+
+def test_environment_variable():
+    result = _python("print(fastsam.backends.selected())", {**os.environ, "FASTSAM_BACKEND": "eager"})
+    assert result.stdout.strip() == "eager", result.stderr
+
+
+def test_environment_variable_with_an_unknown_name():
+    result = _python("", {**os.environ, "FASTSAM_BACKEND": "nonsense"})
+    assert result.returncode != 0
+    last = result.stderr.strip().splitlines()[-1]
+    assert "FASTSAM_BACKEND" in last and "'nonsense'" in last and "'eager'" in last
