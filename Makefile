@@ -11,10 +11,10 @@ NATIVE_SOURCES := $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.cu'
 BUILD_FILES := pyproject.toml setup.py $(wildcard build_support/*.py) fastsam/_version.py $(NATIVE_SOURCES)
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test lint bench clean
+.PHONY: help venv demo test lint bench bench-quick readme-figures gpu-report clean
 
 help:  ## list the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-17s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 	@echo
 	@echo "  PYTHON=python3.12      the Python (3.10 or newer) that .venv is made with"
 	@echo "  PIP_ARGS=...           more options for pip, for example the small PyTorch without CUDA:"
@@ -51,8 +51,17 @@ lint: venv  ## check the style and the types
 	$(BIN)/mypy
 	$(BIN)/clang-format --dry-run -Werror $(NATIVE_SOURCES)
 
-bench: venv  ## time fastsam against its peers
-	$(BIN)/python -m pytest benchmarks --benchmark-only $(PYTEST_ARGS)
+bench: venv  ## time fastsam against its peers for about an hour, into benchmarks/results
+	$(BIN)/python -m benchmarks $(PYTEST_ARGS)
+
+bench-quick: venv  ## the same on small maps in two minutes
+	$(BIN)/python -m benchmarks --quick $(PYTEST_ARGS)
+
+readme-figures: venv  ## put the table and plot of the newest results into README.md
+	$(BIN)/python -m benchmarks.report --readme
+
+gpu-report:  ## build, GPU tests and benchmarks with the PyTorch of PYTHON, into the folder OUT (gpu-report)
+	PYTHON='$(PYTHON)' OUT='$(or $(OUT),gpu-report)' benchmarks/gpu_report.sh $(PYTEST_ARGS)
 
 clean:  ## remove .venv and everything that was built
 	rm -rf $(VENV) build dist *.egg-info fastsam/_build.json fastsam/_native*.so

@@ -1,0 +1,1 @@
+"""Measures fastsam against what a user could write or call instead: `python -m benchmarks --help`."""

@@ -1,0 +1,113 @@
+"""Lightning callbacks: the loss of every step as CSV, a progress bar that counts iterations, and checkpoints."""
+
+import csv
+import sys
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint, TQDMProgressBar
+from torch import Tensor
+
+from training.config import TrainingConfig
+from training.module import sampling_probability
+
+
+class LossLog(Callback):
+    """Writes step, loss and sampling probability of every iteration to a CSV file, with all digits of the loss.
+
+    Lightning's CSVLogger starts a new file in a resumed run. This one keeps the rows up to the step that the run
+    resumes from and goes on below them, so the file reads like that of a run that never stopped.
+
+    Args:
+        path: the CSV file.
+    """
+
+    HEADER = ("step", "loss", "sampling_probability")
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if not trainer.is_global_zero:
+            return
+        kept: list[list[str]] = []
+        if self.path.exists():
+            with open(self.path, newline="") as file:
+                kept = [row for row in csv.reader(file) if row and row[0].isdecimal() and len(row) == len(self.HEADER)]
+        rewritten = self.path.with_suffix(".new")
+        with open(rewritten, "w", newline="") as file:
+            csv.writer(file).writerows([self.HEADER, *(row for row in kept if int(row[0]) <= trainer.global_step)])
+        rewritten.replace(self.path)
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Tensor, batch_idx: int
+    ) -> None:
+        loss = trainer.strategy.reduce(outputs["loss"].detach(), reduce_op="mean")
+        if trainer.is_global_zero:
+            probability = sampling_probability(pl_module.config.training, trainer.global_step - 1)
+            with open(self.path, "a", newline="") as file:
+                csv.writer(file).writerow([trainer.global_step, repr(float(loss)), f"{probability:.6f}"])
+
+
+class IterationBar(TQDMProgressBar):
+    """Lightning's bar, counting iterations: a resumed run starts where it was and shows its own speed.
+
+    Where the output is no terminal, which cannot redraw a line, it prints rarely.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(refresh_rate=1 if sys.stdout.isatty() else 100)
+
+    def on_train_epoch_start(self, trainer: pl.Trainer, *_: Any) -> None:
+        super().on_train_epoch_start(trainer)
+        bar = self.train_progress_bar
+        bar.total = trainer.max_steps
+        bar.initial = bar.n = trainer.global_step
+        bar.set_description("Training")
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Tensor, batch_idx: int
+    ) -> None:
+        super().on_train_batch_end(trainer, pl_module, outputs, batch, trainer.global_step - 1)
+
+    def get_metrics(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> dict[str, Any]:
+        metrics = super().get_metrics(trainer, pl_module)
+        metrics.pop("v_num", None)
+        return metrics
+
+
+class NewestCheckpoints(ModelCheckpoint):
+    """Checkpoints every so many steps and, unlike its parent, also after the last one."""
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if self._last_global_step_saved != trainer.global_step:
+            candidates = self._monitor_candidates(trainer)
+            self._save_topk_checkpoint(trainer, candidates)
+            self._save_last_checkpoint(trainer, candidates)
+
+
+def checkpoint_callbacks(config: TrainingConfig, folder: Path) -> list[ModelCheckpoint]:
+    """The newest three checkpoints with a link ``last.ckpt``, and ``best.ckpt`` by validation MSE."""
+    newest = NewestCheckpoints(
+        folder,
+        filename="step={step:08d}",
+        auto_insert_metric_name=False,
+        monitor="step",
+        mode="max",
+        save_top_k=3,
+        save_last="link",
+        every_n_train_steps=config.checkpoint_every,
+        enable_version_counter=False,
+        save_on_train_epoch_end=False,
+    )
+    best = ModelCheckpoint(
+        folder,
+        filename="best",
+        monitor="validation_mse",
+        mode="min",
+        save_top_k=1,
+        enable_version_counter=False,
+        save_on_train_epoch_end=False,
+    )
+    return [newest, best]

@@ -1,0 +1,192 @@
+"""Configuration: one dataclass a section, read by jsonargparse from YAML files and dotted command-line options."""
+
+import json
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
+
+from jsonargparse.typing import ClosedUnitInterval, NonNegativeInt, PositiveInt, restricted_number_type
+
+from training.errors import InputError
+
+FinitePositive = restricted_number_type("FinitePositive", float, [(">", 0), ("<", float("inf"))])
+Seed = restricted_number_type("Seed", int, [(">=", 0), ("<", 2**32)])
+ImageSize = restricted_number_type("ImageSize", int, (">=", 28), docstring="At least one 28x28 digit.")
+
+Accelerator = Literal["auto", "cpu", "gpu"]
+Precision = Literal["32-true", "64-true", "16-mixed", "bf16-mixed"]
+SSIMVariant = Literal["ssim", "ssim_openstl", "ssim_predrnn"]
+
+
+@dataclass
+class ModelConfig:
+    """The forecaster. The defaults are the paper's MovingMNIST configuration.
+
+    Args:
+        name: a row of the paper's Table 1: convlstm, base, memory, sa_convlstm_without_zm or sa_convlstm
+        hidden_channels: channels of each layer, first layer first
+        kernel_size: odd side of the convolutions
+        attention_channels: channels of query and key, for models with attention; 16 by default
+        layer_norm: normalise after each convolution of the cells
+        patch_size: frames are folded into patches of this side; a 64x64 frame and patch 4 make a 16x16 map
+        embed_channels: channels of the 1x1 embedding of the patches; null for none
+    """
+
+    name: str = "sa_convlstm"
+    hidden_channels: list[PositiveInt] = field(default_factory=lambda: [64, 64, 64, 64])
+    kernel_size: PositiveInt = 5
+    attention_channels: PositiveInt | None = None
+    layer_norm: bool = True
+    patch_size: PositiveInt = 4
+    embed_channels: PositiveInt | None = 64
+
+
+@dataclass
+class DataConfig:
+    """MovingMNIST: digits that move at constant velocity and bounce off the edges.
+
+    Args:
+        source: mnist (IDX files), digits (scikit-learn's 8x8 digits, enlarged; needs no files), or auto: mnist if root
+            or download is given, digits otherwise
+        root: directory of the MNIST IDX files, plain or .gz, and of mnist_test_seq.npy if there is one
+        download: fetch the MNIST files that are missing, into root or, without root, into the user's cache
+        input_frames: frames that the model reads
+        horizon: frames that it predicts
+        image_size: side of the square frames, pixels
+        digits: digits in a sequence
+        seed: seed of the training and validation sequences
+        test_seed: seed of the generated test set, used where mnist_test_seq.npy is absent
+        test_sequences: length of the test set; at most the 10,000 of mnist_test_seq.npy where that is used
+        validation_sequences: length of the validation set, whose digits are held out of the training digits
+        workers: processes that generate training sequences; 0 generates them in the training process
+    """
+
+    source: Literal["auto", "mnist", "digits"] = "auto"
+    root: str | None = None
+    download: bool = False
+    input_frames: PositiveInt = 10
+    horizon: PositiveInt = 10
+    image_size: ImageSize = 64
+    digits: PositiveInt = 2
+    seed: Seed = 0
+    test_seed: Seed = 0
+    test_sequences: PositiveInt = 10_000
+    validation_sequences: PositiveInt = 256
+    workers: NonNegativeInt = 0
+
+
+@dataclass
+class OptimiserConfig:
+    """Adam.
+
+    Args:
+        learning_rate: constant learning rate
+    """
+
+    learning_rate: FinitePositive = 1e-3
+
+
+@dataclass
+class TrainingConfig:
+    """The training run.
+
+    Args:
+        run_dir: everything the run writes goes here; a run directory that holds checkpoints is resumed
+        resume: auto (the newest usable checkpoint in run_dir, if any) or the path of a checkpoint
+        iterations: optimiser steps
+        batch_size: sequences in a step, over all devices together
+        sampling_start: probability of feeding a true future frame at the first iteration (scheduled sampling)
+        sampling_iterations: that probability falls linearly to 0 over so many iterations; 0 never feeds the truth
+        checkpoint_every: iterations between checkpoints; the newest three are kept
+        validate_every: iterations between validations; the best checkpoint by validation MSE is kept as best.ckpt
+        seed: seed of the initial weights and of scheduled sampling
+        accelerator: where to train
+        devices: number of devices; more than one trains with DistributedDataParallel
+        precision: arithmetic, as Lightning names it
+        deterministic: the same bits on every run on a GPU too, at some cost in speed; a CPU always gives them
+        threads: CPU threads of PyTorch; its own choice by default
+        progress_bar: show progress with loss and iterations a second
+    """
+
+    run_dir: str = "runs/moving_mnist"
+    resume: str = "auto"
+    iterations: PositiveInt = 80_000
+    batch_size: PositiveInt = 8
+    sampling_start: ClosedUnitInterval = 1.0
+    sampling_iterations: NonNegativeInt = 50_000
+    checkpoint_every: PositiveInt = 1_000
+    validate_every: PositiveInt = 5_000
+    seed: Seed = 0
+    accelerator: Accelerator = "auto"
+    devices: PositiveInt = 1
+    precision: Precision = "32-true"
+    deterministic: bool = False
+    threads: PositiveInt | None = None
+    progress_bar: bool = True
+
+
+@dataclass
+class ResultsConfig:
+    """What evaluate and predict do.
+
+    Args:
+        checkpoint: checkpoint to use; by default the best one of run_dir, or else its newest usable one
+        output: directory for reports and pictures; by default run_dir
+        batch_size: sequences evaluated at a time
+        ssim: SSIM definitions to report: ssim (data range 1.0), ssim_openstl, ssim_predrnn
+        pictures: test sequences drawn
+        query: row and column, in pixels, of the query point of the attention maps; by default the brightest pixel
+            of the last frame read
+    """
+
+    checkpoint: str | None = None
+    output: str | None = None
+    batch_size: PositiveInt = 16
+    ssim: list[SSIMVariant] = field(default_factory=lambda: ["ssim"])
+    pictures: PositiveInt = 4
+    query: tuple[NonNegativeInt, NonNegativeInt] | None = None
+
+
+@dataclass
+class Config:
+    """All sections.
+
+    Args:
+        model: the forecaster
+        data: the sequences
+        optimiser: the optimiser
+        training: the training run
+        results: evaluation and pictures
+    """
+
+    model: ModelConfig = field(default_factory=ModelConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    optimiser: OptimiserConfig = field(default_factory=OptimiserConfig)
+    training: TrainingConfig = field(default_factory=TrainingConfig)
+    results: ResultsConfig = field(default_factory=ResultsConfig)
+
+    def __post_init__(self) -> None:
+        if self.training.batch_size % self.training.devices:
+            raise InputError(
+                f"training.batch_size {self.training.batch_size} must be a multiple of training.devices "
+                f"{self.training.devices}: it counts the sequences of all devices together"
+            )
+
+    def as_dict(self) -> dict[str, Any]:
+        """Nested dictionary of plain numbers, strings and lists, fit for YAML, JSON and checkpoints."""
+        return json.loads(json.dumps(asdict(self)))
+
+    def plain(self) -> "Config":
+        """The same with Python's own numbers for jsonargparse's restricted ones, which checkpoints must not hold."""
+        return Config(**{name: type(getattr(self, name))(**values) for name, values in self.as_dict().items()})
+
+
+def model_config(stored: dict[str, Any]) -> ModelConfig:
+    """The model section of a configuration kept in a checkpoint.
+
+    Raises:
+        InputError: if it has other keys than this version's.
+    """
+    try:
+        return ModelConfig(**stored["model"])
+    except (KeyError, TypeError) as error:
+        raise InputError(f"the checkpoint's model configuration does not fit this version: {error}") from error

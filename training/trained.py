@@ -1,0 +1,87 @@
+"""A trained model on its device, as evaluation and pictures use it."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.fabric import Fabric
+from torch import Tensor
+
+from training import checkpoints, report
+from training.config import Config
+from training.data import SequenceData
+from training.errors import device_errors
+
+
+@dataclass
+class TrainedModel:
+    """A checkpoint's model on its device, and the data it is shown."""
+
+    config: Config
+    path: Path
+    checkpoint: dict[str, Any]
+    model: torch.nn.Module
+    data: SequenceData
+    fabric: Fabric
+
+    @property
+    def name(self) -> str:
+        return self.checkpoint["hyper_parameters"]["config"]["model"]["name"]
+
+    @property
+    def has_attention(self) -> bool:
+        return self.name not in ("convlstm", "memory")
+
+    def split(self, batch: Tensor) -> tuple[Tensor, Tensor]:
+        """Input frames and future of a batch, on the model's device and in its dtype."""
+        parameter = next(self.model.parameters())
+        batch = batch.to(parameter.device, parameter.dtype)
+        return batch[:, : self.config.data.input_frames], batch[:, self.config.data.input_frames :]
+
+    @torch.inference_mode()
+    def predict(self, frames: Tensor) -> Tensor:
+        with self.fabric.autocast():
+            return self.model(frames, self.config.data.horizon)
+
+    def attention_maps(self, frames: Tensor, query: tuple[int, int], layers: list[int]) -> Any:
+        """Maps of the pixel `query` (row, column) of one sequence, at every step."""
+        size = self.model.patch_size
+        point = [[query[0] // size, query[1] // size]]
+        with self.fabric.autocast():
+            return self.model.attention_maps(frames, self.config.data.horizon, point, layers)
+
+    def facts(self) -> dict[str, Any]:
+        trained_with = self.checkpoint["hyper_parameters"]["config"]
+        return {
+            **self.data.test_description,
+            "frames": f"{self.config.data.input_frames} read, {self.config.data.horizon} predicted",
+            "checkpoint": str(self.path),
+            "iterations": self.checkpoint["global_step"],
+            "trained on": trained_with["data"]["source"],
+            "model": trained_with["model"],
+            "parameters": sum(parameter.numel() for parameter in self.model.parameters()),
+            "versions": report.versions(),
+        }
+
+
+def load(config: Config) -> TrainedModel:
+    """The model that the configuration asks to evaluate.
+
+    Raises:
+        InputError: if there is no usable checkpoint, or data or device are not to be had.
+    """
+    if config.training.threads is not None:
+        torch.set_num_threads(config.training.threads)
+    path, checkpoint = checkpoints.to_evaluate(config)
+    checkpoints.check_model(path, checkpoint, config)
+    model = checkpoints.load_model(path, checkpoint)
+    data = SequenceData(config)
+    training = config.training
+    with device_errors():
+        fabric = Fabric(accelerator=training.accelerator, devices=1, precision=training.precision)
+    model = fabric.to_device(model)
+    if training.precision == "64-true":
+        model = model.double()
+    print(f"checkpoint {path}, iteration {checkpoint['global_step']}; {data.test_description['digits']}", flush=True)
+    return TrainedModel(config, path, checkpoint, model, data, fabric)
