@@ -28,6 +28,8 @@ def _load_native() -> tuple[ModuleType | None, str | None]:
     try:
         return importlib.import_module("fastsam._native"), None
     except ImportError as error:
+        if "FASTSAM_CPU_ISA" in str(error):
+            raise ValueError(str(error)) from None
         return None, str(error)
 
 
@@ -55,8 +57,9 @@ def selected() -> str:
 def backend(name: str) -> Iterator[None]:
     """Force a back end, or "auto", for the calls made inside the `with` block.
 
-    The choice holds for the whole process, threads included. A backward pass runs on the back end of its forward pass.
-    Code that `torch.compile` compiled earlier keeps its guard on the choice and is compiled again when it changes.
+    The choice holds for the whole process, threads included. In eager mode a backward pass runs on the back end of its
+    forward pass. Compiled code (`torch.compile`) chooses whenever it runs; it is compiled again for the eager back end,
+    whose operations it traces through.
 
     Raises:
         ValueError: no such back end.
@@ -74,7 +77,7 @@ def unsupported(name: str, device_type: str, dtype: torch.dtype) -> str | None:
     if name == "eager":
         return None
     if _native is None:
-        return f"the compiled extension is missing ({_native_error}); `python -m fastsam` says what the build did"
+        return f"the compiled extension cannot be loaded ({_native_error}); `python -m fastsam` says what the build did"
     if device_type != "cpu":
         return f"it serves tensors on the cpu, these are on {device_type}"
     if dtype not in _CPU_DTYPES:

@@ -129,7 +129,7 @@ def test_the_backward_pass_stays_on_its_back_end(broken_eager):
 
 
 def _python(code: str, environment: dict[str, str]) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-c", f"import fastsam, fastsam.backends; {code}"]
+    command = [sys.executable, "-c", f"import fastsam, fastsam.backends\n{code}"]
     return subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
 
 
@@ -143,3 +143,39 @@ def test_environment_variable_with_an_unknown_name():
     assert result.returncode != 0
     last = result.stderr.strip().splitlines()[-1]
     assert "FASTSAM_BACKEND" in last and "'nonsense'" in last and "'eager'" in last
+
+
+def test_an_instruction_set_that_is_not_there():
+    require_native()
+    result = _python("", {**os.environ, "FASTSAM_CPU_ISA": "nonsense"})
+    assert result.returncode != 0
+    last = result.stderr.strip().splitlines()[-1]
+    assert "FASTSAM_CPU_ISA" in last and "'nonsense'" in last and "generic" in last
+
+
+@pytest.mark.parametrize("isa", ["generic", "avx2", "avx512"])
+def test_every_instruction_set(isa):
+    """The operators agree with eager on each instruction set that this processor has."""
+    require_native()
+    native = backends.native_module()
+    assert native is not None
+    result = _python(_AGREES, {**os.environ, "FASTSAM_CPU_ISA": isa})
+    if "this build and processor offer" in result.stderr:
+        pytest.skip(f"no {isa} here")
+    assert result.stdout.split() == [isa, "agrees"], result.stderr
+
+
+_AGREES = """
+import torch
+sam = fastsam.SAM(13, 4, dtype=torch.float64)
+h = torch.randn(2, 13, 7, 9, dtype=torch.float64)
+def run(name):
+    with fastsam.backend(name):
+        sam.zero_grad()
+        outputs = sam(*sam(h, h))
+        sum(output.square().sum() for output in outputs).backward()
+    return [*outputs, *(parameter.grad for parameter in sam.parameters())]
+for left, right in zip(run("cpu"), run("eager")):
+    torch.testing.assert_close(left, right, rtol=1e-9, atol=1e-9)
+print(fastsam.backends.native_module().cpu_isa(), "agrees")
+"""

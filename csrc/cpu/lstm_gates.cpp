@@ -21,15 +21,6 @@ inline Activations<T> activate(Vec<T> i, Vec<T> f, Vec<T> g, Vec<T> o, Vec<T> fo
   return {sigmoid<T>(i), sigmoid<T>(f + forget_bias), tanh<T>(g), sigmoid<T>(o)};
 }
 
-// The first `count` lanes; the others are 0.
-template <class T>
-inline Vec<T> load_part(const T* address, int64_t count) {
-  if (count == kLanes<T>) return load(address);
-  T lanes[kLanes<T>] = {};
-  std::memcpy(lanes, address, count * sizeof(T));
-  return load(lanes);
-}
-
 template <class T>
 inline void store_part(T* address, int64_t count, Vec<T> value) {
   std::memcpy(address, &value, count * sizeof(T));

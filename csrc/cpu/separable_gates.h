@@ -99,7 +99,7 @@ inline void correlate(const T* window, int64_t window_stride, const T* filter, i
 template <class T>
 struct GateScratch {
   GateScratch(Arena& arena, const GateSizes& sizes, const Blocks<T>& blocks)
-      : window_stride(blocks.row_lanes + smaller(sizes.kernel_size, sizes.kernel_size - 1 + kLanes<T>)),
+      : window_stride(blocks.row_lanes + sizes.kernel_size),
         window(arena.take<T>((blocks.rows + sizes.kernel_size) * window_stride + kLanes<T>)),
         u(arena.take<T>(padded_rows(sizes.z_channels + sizes.channels) * blocks.lanes())),
         gates(arena.take<T>(padded_rows(3 * sizes.channels) * blocks.lanes())),

@@ -65,6 +65,14 @@ inline T* gradient_channel(const SeparableGatesBackward<T>& call, int64_t batch,
   return call.dh + (batch * sizes.channels + channel - sizes.z_channels) * area;
 }
 
+// Gates beyond the map come from whatever pixels lie there: infinite ones would make NaN of gradients that are 0.
+template <class T>
+void clear_beyond(Block2d block, int64_t row_lanes, T* tile) {
+  for (int64_t row = 0; row < block.rows; ++row) {
+    for (int64_t lane = block.columns; lane < row_lanes; ++lane) tile[row * row_lanes + lane] = T(0);
+  }
+}
+
 // The gates of a block become their gradients, in place; 0 in the lanes beyond the map. Writes dm.
 template <class T>
 void gate_gradients(const SeparableGatesBackward<T>& call, const Blocks<T>& blocks, int64_t batch, Block2d block,
@@ -76,9 +84,7 @@ void gate_gradients(const SeparableGatesBackward<T>& call, const Blocks<T>& bloc
   const auto load_channel = [&](const Map<const T>& map, int64_t channel, T* out) {
     copy_window(map.data + batch * map.stride_batch + channel * map.stride_channel, sizes.height, sizes.width,
                 block.top, block.left, block.rows, block.columns, out, row_lanes);
-    for (int64_t row = 0; row < block.rows; ++row) {
-      for (int64_t lane = block.columns; lane < row_lanes; ++lane) out[row * row_lanes + lane] = T(0);
-    }
+    clear_beyond(block, row_lanes, out);
   };
   for (int64_t channel = 0; channel < channels; ++channel) {
     load_channel(call.m, channel, memory);
@@ -94,6 +100,8 @@ void gate_gradients(const SeparableGatesBackward<T>& call, const Blocks<T>& bloc
       store(gates + (2 * channels + channel) * lanes + lane, dh_hat * m_new * a.o * (one - a.o));
       store(memory + lane, dm_new * (one - a.i));
     }
+    for (int64_t gate = 0; gate < 3; ++gate)
+      clear_beyond(block, row_lanes, gates + (gate * channels + channel) * lanes);
     store_block(memory, row_lanes, block, sizes.width,
                 call.dm + (batch * channels + channel) * sizes.height * sizes.width);
   }
@@ -142,15 +150,17 @@ void gate_stage(const SeparableGatesBackward<T>& call, const Layout<T>& layout, 
 
 // ddepthwise[dy, dx] = sum over positions of du times the input shifted by (dy, dx).
 template <class T>
-void filter_gradient(int64_t k, int64_t rows, int64_t row_lanes, const T* du, const T* window, int64_t window_stride,
-                     T* out) {
+void filter_gradient(int64_t k, int64_t height, int64_t width, const T* du, int64_t du_stride, const T* window,
+                     int64_t window_stride, T* out) {
   for (int64_t dy = 0; dy < k; ++dy) {
     for (int64_t dx = 0; dx < k; ++dx) {
       Vec<T> sum = broadcast(T(0));
-      for (int64_t row = 0; row < rows; ++row) {
+      for (int64_t row = 0; row < height; ++row) {
+        const T* upstream = du + row * du_stride;
         const T* input = window + (row + dy) * window_stride + dx;
-        for (int64_t lane = 0; lane < row_lanes; lane += kLanes<T>)
-          sum += load(du + row * row_lanes + lane) * load(input + lane);
+        for (int64_t lane = 0; lane < width; lane += kLanes<T>) {
+          sum += load(upstream + lane) * load_part(input + lane, smaller(kLanes<T>, width - lane));
+        }
       }
       out[dy * k + dx] = sum_lanes<T>(sum);
     }
@@ -174,7 +184,7 @@ void depthwise_stage(const SeparableGatesBackward<T>& call, const Layout<T>& lay
   copy_tile(height, width, du, width, scratch.plane, row_lanes);
   copy_window(input_channel<T>(call, batch, channel), height, width, -pad, -pad, height + k - 1, row_lanes + k - 1,
               scratch.window, scratch.plane_stride);
-  filter_gradient(k, height, row_lanes, scratch.plane, scratch.window, scratch.plane_stride,
+  filter_gradient(k, height, width, scratch.plane, row_lanes, scratch.window, scratch.plane_stride,
                   layout.ddepthwise + (batch * inputs + channel) * k * k);
 }
 

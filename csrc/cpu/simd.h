@@ -138,6 +138,15 @@ inline T sum_lanes(Vec<T> value) {
   return sum;
 }
 
+// The first `count` lanes from memory; the others are 0.
+template <class T>
+inline Vec<T> load_part(const T* address, int64_t count) {
+  if (count == kLanes<T>) return load(address);
+  T lanes[kLanes<T>] = {};
+  std::memcpy(lanes, address, count * sizeof(T));
+  return load(lanes);
+}
+
 // Coefficients of q in e^r = 1 + r + r^2 q(r), |r| <= ln(2)/2 (Chebyshev fit; absolute error 8e-9 and 2e-19), the
 // rounding constant whose low mantissa bits receive the exponent, and ln(2) in two parts, the first exact in n ln(2).
 template <class T>
@@ -146,7 +155,7 @@ template <>
 struct Exponential<float> {
   static constexpr float kCoefficients[] = {0.5f, 0.16666576989698775683f, 0.041666554617204574203f,
                                             0.0083631790527225773704f, 0.0013926183587713494542f};
-  static constexpr float kRound = 12582912.0f, kLow = -87.3f, kHigh = 88.7f;
+  static constexpr float kRound = 12582912.0f, kLow = -87.3f, kHigh = 88.37f;
   static constexpr float kLn2High = 0.693359375f, kLn2Low = -2.12194440e-4f;
   static constexpr int kMantissaBits = 23;
   static constexpr float kTanhLimit = 10.0f;
@@ -164,7 +173,7 @@ struct Exponential<double> {
                                              2.7557273643110295328e-7,
                                              2.5105217004720745164e-8,
                                              2.0914686968086877233e-9};
-  static constexpr double kRound = 6755399441055744.0, kLow = -708.0, kHigh = 709.7;
+  static constexpr double kRound = 6755399441055744.0, kLow = -708.0, kHigh = 709.43;
   static constexpr double kLn2High = 0.6931471803691238, kLn2Low = 1.9082149292705877e-10;
   static constexpr int kMantissaBits = 52;
   static constexpr double kTanhLimit = 20.0;
@@ -198,7 +207,8 @@ inline ExponentialParts<T> exponential_parts(Vec<T> x) {
   return parts;
 }
 
-// Within about 1 ulp; below the smallest normal number it gives 0. NaN stays NaN.
+// Within about 1 ulp; below the smallest normal number it gives 0, from kHigh on, where 2^n overflows, infinity. NaN
+// stays NaN.
 template <class T>
 inline Vec<T> exponential(Vec<T> x) {
   const ExponentialParts<T> parts = exponential_parts<T>(x);

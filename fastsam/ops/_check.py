@@ -2,7 +2,10 @@
 
 from typing import Any
 
+import torch
 from torch import Tensor
+
+_DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
 
 class Arguments:
@@ -22,6 +25,10 @@ class Arguments:
             raise TypeError(
                 f"{self.operator}: {name} must be a torch.Tensor of shape {spell(dims)}, got {type(value).__name__}"
             )
+        if value.layout is not torch.strided:
+            raise TypeError(
+                f"{self.operator}: {name} must be a dense tensor, got layout {value.layout}; use to_dense()"
+            )
         if len(value.shape) != len(dims):
             raise ValueError(
                 f"{self.operator}: {name} must have {len(dims)} dimensions {spell(dims)}, "
@@ -29,6 +36,11 @@ class Arguments:
             )
         for position, dim in enumerate(dims):
             if isinstance(dim, str) and dim not in self.sizes:
+                if dim != "B" and value.shape[position] == 0:
+                    raise ValueError(
+                        f"{self.operator}: {name} must have shape {spell(dims)} with {dim} at least 1, "
+                        f"got {tuple(value.shape)}"
+                    )
                 self.sizes[dim] = value.shape[position]
             elif value.shape[position] != self._size(dim):
                 raise ValueError(
@@ -52,8 +64,10 @@ class Arguments:
 
     def _same_kind(self, name: str, value: Tensor) -> None:
         if self.first is None:
-            if not value.dtype.is_floating_point:
-                raise TypeError(f"{self.operator}: {name} must be a floating-point tensor, got {value.dtype}")
+            if value.dtype not in _DTYPES:
+                raise TypeError(
+                    f"{self.operator}: {name} must be a floating-point tensor of 16, 32 or 64 bits, got {value.dtype}"
+                )
             self.first = (name, value)
             return
         first_name, first = self.first

@@ -20,6 +20,7 @@ LIBRARY = torch.library.Library("fastsam", "DEF")
 _PLAIN = (Tensor, torch.nn.Parameter, torch.nn.Buffer)
 
 
+# What autocast casts; float64 it leaves alone.
 _CAST_FROM = (torch.float32, torch.float16, torch.bfloat16)
 
 

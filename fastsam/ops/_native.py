@@ -24,10 +24,16 @@ def dense(tensor: Tensor) -> Tensor:
 
     Batch and channel may have any stride, so slices and expanded maps are read in place; channels_last is copied.
     """
+    tensor = tensor.resolve_neg()
     _, _, height, width = tensor.shape
     row, step = tensor.stride()[2:]
     in_place = (width == 1 or step == 1) and (height == 1 or row == width)
     return tensor if in_place else tensor.contiguous()
+
+
+def packed(tensor: Tensor | None) -> Tensor | None:
+    """The weights themselves where they are contiguous, else a copy."""
+    return None if tensor is None else tensor.resolve_neg().contiguous()
 
 
 def map_fields(tensor: Tensor | None) -> MapFields:

@@ -95,6 +95,40 @@ def test_not_floating_point(backend_name, variant, dtype):
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
+def test_unserved_layouts_and_dtypes(backend_name, variant):
+    operator, arguments = _arguments(variant)
+    first = _tensors(arguments)[0]
+    message = _refused(operator, {**arguments, first: arguments[first].to_sparse()}, TypeError)
+    assert _names(message, first) and "torch.sparse_coo" in message and "to_dense" in message
+    message = _refused(operator, cases.map_tensors(lambda tensor: tensor.to(torch.float8_e5m2), arguments), TypeError)
+    assert "float8_e5m2" in message and "16, 32 or 64 bits" in message
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_empty_dimensions(backend_name, variant):
+    """Only the batch may be empty."""
+    operator, arguments = _arguments(variant)
+    for name in _tensors(arguments):
+        for dim in range(0 if arguments[name].ndim < 4 or "wise" in name else 1, arguments[name].ndim):
+            shape = list(arguments[name].shape)
+            shape[dim] = 0
+            call = {**arguments, name: arguments[name].new_zeros(shape)}
+            message = _refused(operator, call, ValueError)
+            assert any(
+                _names(message, blamed) and str(tuple(call[blamed].shape)) in message for blamed in _tensors(call)
+            )
+
+
+@pytest.mark.parametrize("keys", ["double_attention-keys", "self_attention-keys"])
+def test_keys_without_channels(backend_name, keys):
+    """All maps that have D agree on D = 0."""
+    operator, arguments = _arguments(keys)
+    empty = {name: value[:0] if name.startswith(("key", "score")) else value for name, value in arguments.items()}
+    message = _refused(operator, empty, ValueError)
+    assert "D at least 1" in message and "(0, 5)" in message
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
 def test_another_device(backend_name, variant):
     operator, arguments = _arguments(variant)
     for name in _tensors(arguments):

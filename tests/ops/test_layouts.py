@@ -180,7 +180,8 @@ def test_an_argument_changed_in_place_is_noticed(backend_name):
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=["float64", "float32"])
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_same_bits_on_any_number_of_threads(native_backend, variant, dtype, threads):
-    operator, arguments = _arguments(variant, size=(11, 13), dtype=dtype)
+    """32 channels: enough work that the kernels do use all threads."""
+    operator, arguments = _arguments(variant, channels=32, size=(11, 13), dtype=dtype)
     alone = evaluate(operator, cases.public(operator), arguments)
     torch.set_num_threads(threads)
     try:
@@ -196,3 +197,14 @@ def test_same_bits_on_every_run(backend_name, variant):
     first = evaluate(operator, cases.public(operator), arguments)
     for _ in range(3):
         assert same_bits(first, evaluate(operator, cases.public(operator), arguments))
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_lazily_negated_views(backend_name, variant):
+    """A view whose numbers are stored with the other sign: whoever reads the memory must know."""
+    operator, arguments = _arguments(variant)
+    negated = cases.map_tensors(lambda tensor: torch._neg_view(-tensor), arguments)
+    assert all(tensor.is_neg() for tensor in negated.values() if isinstance(tensor, Tensor))
+    actual = cases.outputs_of(cases.public(operator)(**negated))
+    expected = cases.outputs_of(cases.public(operator)(**arguments))
+    torch.testing.assert_close(actual, expected)

@@ -52,6 +52,38 @@ def test_infinity_spreads_as_in_eager(native_backend, variant, dtype, value):
         _assert_same_kinds_of_number(dict(zip(names, actual, strict=True)), dict(zip(names, expected, strict=True)))
 
 
+@pytest.mark.parametrize("value", [float("inf"), -float("inf")])
+@pytest.mark.parametrize(("size", "kernel"), [((7, 1), 7), ((5, 2), 7), ((3, 5), 5), ((4, 9), 3), ((2, 97), 3)])
+def test_infinity_at_the_edge_of_the_map(native_backend, size, kernel, value):
+    """What a kernel computes beyond the map, to fill its vectors, must not reach a gradient."""
+    for seed in range(3):
+        arguments = cases.separable_gates(2, 3, size, z=2, kernel=kernel, seed=seed)
+        arguments["h"][1, 1, seed % size[0], -1] = value
+        actual = checks.evaluate("separable_gates", cases.public("separable_gates"), arguments)
+        expected = checks.evaluate("separable_gates", cases.eager("separable_gates"), arguments)
+        for name, reference in expected.gradients.items():
+            assert not (~actual.gradients[name].isfinite() & reference.isfinite()).any(), name
+
+
+@pytest.mark.parametrize(("dtype", "largest"), [(torch.float32, 120.0), (torch.float64, 760.0)])
+def test_gates_over_the_whole_range_of_exp(backend_name, dtype, largest):
+    """Every size of gate, through where exp overflows and underflows."""
+    x = torch.linspace(-largest, largest, 200_003, dtype=torch.float64).to(dtype)
+    x = torch.cat([x, torch.logspace(-8, 0, 5_000, dtype=torch.float64).to(dtype)])
+    maps = x.view(1, 1, 1, -1)
+    zero, ten = torch.zeros_like(maps), torch.full_like(maps, 40.0)
+    closed = -1e9 * torch.ones_like(maps)
+    only_g = torch.cat([ten, closed, maps, ten], 1)  # c_new = tanh(x)
+    only_f = torch.cat([closed, maps, zero, zero], 1)  # c_new = sigmoid(x) of c = 1
+    _, tanh = cases.public("lstm_gates")(only_g, zero)
+    _, sigmoid = cases.public("lstm_gates")(only_f, zero + 1)
+    tolerance = 4 * torch.finfo(dtype).eps
+    tiny = torch.finfo(dtype).tiny
+    for actual, exact in ((tanh, maps.double().tanh()), (sigmoid, maps.double().sigmoid())):
+        assert actual.isfinite().all()
+        assert ((actual.double() - exact).abs() <= tolerance * exact.abs() + tiny).all()
+
+
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=["float64", "float32"])
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_nan_from_upstream_spreads_as_in_eager(native_backend, variant, dtype):

@@ -45,6 +45,7 @@ class SourceGradients(NamedTuple):
 
 def implementation(backend: str) -> Any:
     """The module with `forward` and `backward` of a back end."""
+    # They import the types of this module.
     from fastsam.ops._attention import eager, native
 
     return {"eager": eager, "cpu": native}[backend]

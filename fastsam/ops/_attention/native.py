@@ -6,12 +6,12 @@ import torch
 from torch import Tensor
 
 from fastsam.ops._attention import Context, Source, SourceGradients
-from fastsam.ops._native import address, dense, map_fields, new_map, operators
+from fastsam.ops._native import address, dense, map_fields, new_map, operators, packed
 
 
 def _readable(source: Source) -> Source:
     x, *weights = source
-    return Source(dense(x), *(None if weight is None else weight.contiguous() for weight in weights))  # type: ignore[arg-type]
+    return Source(dense(x), *map(packed, weights))  # type: ignore[arg-type]
 
 
 def _source_fields(source: Source) -> tuple[int, ...]:
@@ -26,12 +26,12 @@ def _sizes(h: Tensor, value_channels: int) -> tuple[int, int, int, int]:
 
 def forward(sources: Sequence[Source], value_bias: Tensor, save: bool) -> tuple[Tensor, list[Context]]:
     """z, and the contexts for `backward` (empty unless `save`)."""
-    sources, value_bias = [_readable(source) for source in sources], value_bias.contiguous()
+    sources, value_bias = [_readable(source) for source in sources], value_bias.resolve_neg().contiguous()
     h = sources[0].x
     z = new_map(h, value_bias.shape[0])
     lse_shape = (h.shape[0], h.shape[2] * h.shape[3])
     contexts = [Context(new_map(h, h.shape[1]), torch.empty(lse_shape, dtype=h.dtype)) for _ in sources] if save else []
-    if z.numel() > 0 or (contexts and contexts[0].r.numel() > 0):
+    if z.numel() > 0:
         fields = [*_sizes(h, value_bias.shape[0]), len(sources)]
         for source in sources:
             fields += _source_fields(source)

@@ -11,6 +11,8 @@ from fastsam.ops import _dispatch
 from fastsam.ops._check import Arguments, real_number
 from fastsam.ops.lstm_gates import eager, native
 
+_IMPLEMENTATIONS: dict[str, Any] = {"eager": eager, "cpu": native}
+
 
 def lstm_gates(gates: Tensor, c: Tensor, forget_bias: float = 0.0) -> tuple[Tensor, Tensor]:
     """The state update of a ConvLSTM cell (SA-ConvLSTM paper, equation 1) from its summed convolutions.
@@ -43,8 +45,8 @@ def _lstm_gates(gates: Tensor, c: Tensor, forget_bias: float) -> tuple[Tensor, T
     if backend == "eager":
         return eager.lstm_gates(gates, c, forget_bias)
     if _dispatch.wants_gradient((gates, c)):
-        return _LSTMGates.apply(gates, c, forget_bias)
-    return native.forward(gates, c, forget_bias)
+        return _LSTMGates.apply(backend, gates, c, forget_bias)
+    return _IMPLEMENTATIONS[backend].forward(gates, c, forget_bias)
 
 
 def _check(gates: Any, c: Any, forget_bias: Any) -> None:
@@ -57,20 +59,21 @@ def _check(gates: Any, c: Any, forget_bias: Any) -> None:
 
 class _LSTMGates(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, gates: Tensor, c: Tensor, forget_bias: float) -> tuple[Tensor, Tensor]:
+    def forward(ctx: Any, backend: str, gates: Tensor, c: Tensor, forget_bias: float) -> tuple[Tensor, Tensor]:
+        ctx.implementation = _IMPLEMENTATIONS[backend]
         ctx.save_for_backward(gates, c)
         ctx.forget_bias = forget_bias
-        return native.forward(gates, c, forget_bias)
+        return ctx.implementation.forward(gates, c, forget_bias)
 
     @staticmethod
     def backward(ctx: Any, dh: Tensor, dc_new: Tensor) -> Any:
         gates, c = ctx.saved_tensors
-        gradients = native.backward(dh.detach(), dc_new.detach(), gates, c, ctx.forget_bias)
-        return (*_dispatch.first_derivative_only("lstm_gates", gradients, [dh, dc_new, gates, c]), None)
+        gradients = ctx.implementation.backward(dh.detach(), dc_new.detach(), gates, c, ctx.forget_bias)
+        return (None, *_dispatch.first_derivative_only("lstm_gates", gradients, [dh, dc_new, gates, c]), None)
 
 
 def _module(gates: Tensor) -> Any:
-    return {"eager": eager, "cpu": native}[backends.choose("lstm_gates", gates.device.type, gates.dtype)]
+    return _IMPLEMENTATIONS[backends.choose("lstm_gates", gates.device.type, gates.dtype)]
 
 
 def _implementation(gates: Tensor, c: Tensor, forget_bias: float = 0.0) -> tuple[Tensor, Tensor]:

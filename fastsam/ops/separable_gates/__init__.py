@@ -11,6 +11,8 @@ from fastsam.ops import _dispatch
 from fastsam.ops._check import Arguments
 from fastsam.ops.separable_gates import eager, native
 
+_IMPLEMENTATIONS: dict[str, Any] = {"eager": eager, "cpu": native}
+
 
 def separable_gates(
     z: Tensor | None, h: Tensor, m: Tensor, depthwise: Tensor | None, pointwise: Tensor, bias: Tensor | None
@@ -51,8 +53,8 @@ def _separable_gates(*arguments: Any) -> tuple[Tensor, Tensor]:
     if backend == "eager":
         return eager.separable_gates(*arguments)
     if _dispatch.wants_gradient(arguments):
-        return _SeparableGates.apply(*arguments)
-    return native.forward(*arguments)
+        return _SeparableGates.apply(backend, *arguments)
+    return _IMPLEMENTATIONS[backend].forward(*arguments)
 
 
 def _check(z: Any, h: Any, m: Any, depthwise: Any, pointwise: Any, bias: Any) -> None:
@@ -77,19 +79,20 @@ def _check(z: Any, h: Any, m: Any, depthwise: Any, pointwise: Any, bias: Any) ->
 
 class _SeparableGates(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, *arguments: Tensor | None) -> tuple[Tensor, Tensor]:
+    def forward(ctx: Any, backend: str, *arguments: Tensor | None) -> tuple[Tensor, Tensor]:
+        ctx.implementation = _IMPLEMENTATIONS[backend]
         ctx.save_for_backward(*arguments)
-        return native.forward(*arguments)  # type: ignore[arg-type]
+        return ctx.implementation.forward(*arguments)
 
     @staticmethod
     def backward(ctx: Any, dh_hat: Tensor, dm_new: Tensor) -> Any:
         saved = ctx.saved_tensors
-        gradients = native.backward(dh_hat.detach(), dm_new.detach(), *saved)
-        return _dispatch.first_derivative_only("separable_gates", gradients, [dh_hat, dm_new, *saved])
+        gradients = ctx.implementation.backward(dh_hat.detach(), dm_new.detach(), *saved)
+        return (None, *_dispatch.first_derivative_only("separable_gates", gradients, [dh_hat, dm_new, *saved]))
 
 
 def _module(h: Tensor) -> Any:
-    return {"eager": eager, "cpu": native}[backends.choose("separable_gates", h.device.type, h.dtype)]
+    return _IMPLEMENTATIONS[backends.choose("separable_gates", h.device.type, h.dtype)]
 
 
 def _implementation(*arguments: Any) -> tuple[Tensor, Tensor]:

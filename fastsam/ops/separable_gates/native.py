@@ -3,13 +3,13 @@
 import torch
 from torch import Tensor
 
-from fastsam.ops._native import address, dense, map_fields, new_map, operators
+from fastsam.ops._native import address, dense, map_fields, new_map, operators, packed
 
 
 def _readable(
     z: Tensor | None, h: Tensor, m: Tensor, depthwise: Tensor | None, pointwise: Tensor, bias: Tensor | None
 ) -> tuple[Tensor | None, Tensor, Tensor, Tensor | None, Tensor, Tensor | None]:
-    weights = [None if weight is None else weight.contiguous() for weight in (depthwise, pointwise, bias)]
+    weights = map(packed, (depthwise, pointwise, bias))
     return None if z is None else dense(z), dense(h), dense(m), *weights  # type: ignore[return-value]
 
 
