@@ -91,6 +91,8 @@ def ablation(name: str, **overrides: Any) -> Forecaster:
     Raises:
         TypeError, ValueError: no such row; an override that the model does not take, or that would change the row.
     """
+    if not isinstance(name, str):
+        raise TypeError(f"ablation: name must be a string, one of {', '.join(map(repr, _ROWS))}, got {name!r}")
     if name not in _ROWS:
         raise ValueError(f"ablation: there is no row {name!r}, known are {', '.join(map(repr, _ROWS))}")
     model, row = _ROWS[name]

@@ -46,7 +46,8 @@ class DataConfig:
 
     Args:
         source: mnist (IDX files), digits (scikit-learn's 8x8 digits, enlarged; needs no files), or auto: mnist if root
-            or download is given, digits otherwise
+            or download is given, digits otherwise; a model is evaluated on other digits than it was trained on only
+            where they are named
         root: directory of the MNIST IDX files, plain or .gz, and of mnist_test_seq.npy if there is one
         download: fetch the MNIST files that are missing, into root or, without root, into the user's cache
         input_frames: frames that the model reads

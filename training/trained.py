@@ -11,7 +11,8 @@ from torch import Tensor
 from training import checkpoints, report
 from training.config import Config
 from training.data import SequenceData
-from training.errors import device_errors
+from training.digits import resolve_source
+from training.errors import InputError, device_errors
 
 
 @dataclass
@@ -69,12 +70,14 @@ def load(config: Config) -> TrainedModel:
     """The model that the configuration asks to evaluate.
 
     Raises:
-        InputError: if there is no usable checkpoint, or data or device are not to be had.
+        InputError: if there is no usable checkpoint, data or device are not to be had, or data.source=auto stands for
+            other digits than the model was trained on.
     """
     if config.training.threads is not None:
         torch.set_num_threads(config.training.threads)
     path, checkpoint = checkpoints.to_evaluate(config)
     checkpoints.check_model(path, checkpoint, config)
+    _check_source(path, checkpoint, config)
     model = checkpoints.load_model(path, checkpoint)
     data = SequenceData(config)
     training = config.training
@@ -85,3 +88,18 @@ def load(config: Config) -> TrainedModel:
         model = model.double()
     print(f"checkpoint {path}, iteration {checkpoint['global_step']}; {data.test_description['digits']}", flush=True)
     return TrainedModel(config, path, checkpoint, model, data, fabric)
+
+
+def _check_source(path: Path, checkpoint: dict[str, Any], config: Config) -> None:
+    """Refuse to evaluate on other digits than those of the training unless data.source asks for them by name."""
+    trained_on, now = checkpoint["hyper_parameters"]["config"]["data"]["source"], resolve_source(config.data)
+    if config.data.source != "auto" or now == trained_on:
+        return
+    if trained_on == "mnist":
+        advice = "give --data.root, the directory of the MNIST files"
+    else:
+        advice = "leave out data.root and data.download"
+    raise InputError(
+        f"{path} was trained on data.source={trained_on}, but data.source=auto stands for {now} here: {advice}, or "
+        f"--data.source {now} to evaluate on the other digits all the same"
+    )

@@ -45,6 +45,22 @@ def flag(owner: str, name: str, value: Any) -> bool:
     return value
 
 
+def placement(owner: str, device: Any, dtype: Any) -> dict[str, Any]:
+    """`device` and `dtype` as keyword arguments of parameters, if parameters can be of them."""
+    if dtype is not None and not isinstance(dtype, torch.dtype):
+        raise TypeError(f"{owner}: dtype must be None or a floating-point torch.dtype, got {dtype!r}")
+    if dtype is not None and not (dtype.is_floating_point and dtype.itemsize > 1):
+        raise TypeError(f"{owner}: dtype must be None or a floating-point torch.dtype of 16 bits or more, got {dtype}")
+    if device is not None:
+        try:
+            torch.device(device)
+        except TypeError as error:
+            raise TypeError(f"{owner}: device must be None or name a torch.device, got {device!r}") from error
+        except RuntimeError as error:
+            raise ValueError(f"{owner}: device must be None or name a torch.device, got {device!r}") from error
+    return {"device": device, "dtype": dtype}
+
+
 def same_kind(owner: str, name: str, value: Tensor, weight: Tensor) -> None:
     """Check that `value` lies where the module's `weight` lies and, outside of autocast, has its dtype."""
     if value.device != weight.device:
@@ -72,9 +88,19 @@ def folded_weights(owner: str, value: Any, expected: type[_Weights]) -> _Weights
     return value
 
 
+def no_weights(owner: str, value: Any) -> None:
+    """Check that no folded weights are given to a module that has nothing to fold."""
+    if value is not None:
+        raise TypeError(f"{owner}: weights must be None, there is nothing to fold here, got {type(value).__name__}")
+
+
 def query_points(owner: str, points: Tensor | Sequence[Sequence[int]], height: int, width: int) -> Tensor:
     """The points as an int64 tensor (P, 2) of (row, column), each checked to lie on an (height, width) map."""
-    points = torch.as_tensor(points)
+    try:
+        points = torch.as_tensor(points)
+    except (TypeError, ValueError, RuntimeError) as error:
+        kind = ValueError if isinstance(points, list | tuple) else TypeError
+        raise kind(f"{owner}: points must be integers of shape (P, 2), got {points!r}") from error
     if points.dtype.is_floating_point or points.dtype.is_complex or points.dtype == torch.bool:
         raise TypeError(f"{owner}: points must be integers, got {points.dtype}")
     tensor(owner, "points", points, "P", 2)

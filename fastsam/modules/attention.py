@@ -84,7 +84,8 @@ class SelfAttention(nn.Module):
         self.channels = _check.positive_int("SelfAttention", "channels", channels)
         self.attention_channels = _check.positive_int("SelfAttention", "attention_channels", attention_channels)
         self.scale = _check.real_number("SelfAttention", "scale", scale)
-        options: dict[str, Any] = {"bias": _check.flag("SelfAttention", "bias", bias), "device": device, "dtype": dtype}
+        placement = _check.placement("SelfAttention", device, dtype)
+        options = {"bias": _check.flag("SelfAttention", "bias", bias), **placement}
         self.query = nn.Conv2d(channels, attention_channels, 1, **options)
         self.key = nn.Conv2d(channels, attention_channels, 1, **options)
         self.value = nn.Conv2d(channels, channels, 1, **options)
@@ -201,7 +202,7 @@ class SAM(nn.Module):
         self.scale = _check.real_number("SAM", "scale", scale)
         self.use_attention = _check.flag("SAM", "use_attention", use_attention)
         self.use_memory_attention = _check.flag("SAM", "use_memory_attention", use_memory_attention) and use_attention
-        placement: dict[str, Any] = {"device": device, "dtype": dtype}
+        placement = _check.placement("SAM", device, dtype)
         options = {"bias": _check.flag("SAM", "bias", bias), **placement}
         if use_attention:
             self.query = nn.Conv2d(channels, attention_channels, 1, **options)
@@ -256,7 +257,7 @@ class SAM(nn.Module):
 
         Raises:
             TypeError, ValueError: h or m is not a map of C channels of the dtype and on the device of the parameters,
-                or they differ in shape; weights of another module.
+                or they differ in shape; weights of another module, or any without attention.
         """
         m = self._checked_memory(h, m)
         z = self._aggregate(h, m, self.fold() if weights is None else weights)  # equations 2 to 7
@@ -292,6 +293,7 @@ class SAM(nn.Module):
     def _aggregate(self, h: Tensor, m: Tensor, weights: SAMWeights | SelfAttentionWeights | None) -> Tensor | None:
         """Z, the feature aggregation of equations 2 to 7; None without attention."""
         if not self.use_attention:
+            _check.no_weights("SAM", weights)
             return None
         if not self.use_memory_attention:
             return _attend(h, _check.folded_weights("SAM", weights, SelfAttentionWeights))

@@ -103,7 +103,7 @@ class ConvLSTMCell(RecurrentCell):
         self.kernel_size = _check.odd_kernel(name, "kernel_size", kernel_size)
         self.forget_bias = _check.real_number(name, "forget_bias", forget_bias)
         gates = 4 * hidden_channels
-        placement: dict[str, Any] = {"device": device, "dtype": dtype}
+        placement = _check.placement(name, device, dtype)
         padded = {"kernel_size": kernel_size, "padding": kernel_size // 2, **placement}
         self.input_conv = nn.Conv2d(in_channels, gates, bias=_check.flag(name, "bias", bias), **padded)
         self.hidden_conv = nn.Conv2d(hidden_channels, gates, bias=False, **padded)
@@ -115,22 +115,24 @@ class ConvLSTMCell(RecurrentCell):
         return f"forget_bias={self.forget_bias}"
 
     def forward(
-        self, x: Tensor, state: tuple[Tensor, ...] | None = None, weights: Any = None
+        self, x: Tensor, state: tuple[Tensor, ...] | None = None, weights: None = None
     ) -> tuple[Tensor, tuple[Tensor, ...]]:
         """One step.
 
         Args:
             x: input (B, in_channels, H, W).
             state: (h, c) of the step before, each (B, hidden_channels, H, W); None starts from zeros.
-            weights: what `fold` returned; there is nothing to fold.
+            weights: None, as `fold` returned: there is nothing to fold.
 
         Returns:
             The output H_t, and the state (H_t, C_t).
 
         Raises:
-            TypeError, ValueError: x or a map of the state is of another shape or dtype or on another device.
+            TypeError, ValueError: x or a map of the state is of another shape or dtype or on another device; weights
+                that are not None.
         """
         h, c = self._checked_state(x, state)
+        _check.no_weights(type(self).__name__, weights)
         h, c = self.recur(x, h, c)
         return h, ConvLSTMState(h, c)
 
@@ -184,7 +186,7 @@ class BaseCell(ConvLSTMCell):
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        placement: dict[str, Any] = {"device": device, "dtype": dtype}
+        placement = _check.placement(type(self).__name__, device, dtype)
         super().__init__(
             in_channels,
             hidden_channels,
@@ -274,7 +276,7 @@ class SAConvLSTMCell(ConvLSTMCell):
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        placement: dict[str, Any] = {"device": device, "dtype": dtype}
+        placement = _check.placement(type(self).__name__, device, dtype)
         super().__init__(
             in_channels,
             hidden_channels,

@@ -60,7 +60,7 @@ class Forecaster(nn.Module):
         self.hidden_channels = _layer_sizes(hidden_channels)
         self.patch_size = _check.positive_int("Forecaster", "patch_size", patch_size)
         patch_channels = in_channels * patch_size**2
-        placement: dict[str, Any] = {"device": device, "dtype": dtype}
+        placement = _check.placement("Forecaster", device, dtype)
         if embed_channels is None:
             self.embedding: nn.Module = nn.Identity()
             below = patch_channels
@@ -229,7 +229,12 @@ def patchify(frames: Tensor, patch_size: int) -> Tensor:
     """Patches as channels: (B, C, H, W) -> (B, p p C, ceil(H / p), ceil(W / p)), zeros beyond the bottom and right.
 
     The pixel (row, column) of a patch in channel c becomes the channel (row * p + column) * C + c.
+
+    Raises:
+        TypeError, ValueError: frames is not a tensor of four dimensions; patch_size is not a positive integer.
     """
+    _check.tensor("patchify", "frames", frames, "B", "C", "H", "W")
+    _check.positive_int("patchify", "patch_size", patch_size)
     if patch_size == 1:
         return frames
     p = patch_size
@@ -242,11 +247,22 @@ def patchify(frames: Tensor, patch_size: int) -> Tensor:
 
 
 def unpatchify(patches: Tensor, patch_size: int) -> Tensor:
-    """The inverse of `patchify`, padding included: (B, p p C, h, w) -> (B, C, p h, p w)."""
+    """The inverse of `patchify`, padding included: (B, p p C, h, w) -> (B, C, p h, p w).
+
+    Raises:
+        TypeError, ValueError: patches is not a tensor of four dimensions whose channels patch_size**2 divides;
+            patch_size is not a positive integer.
+    """
+    _check.tensor("unpatchify", "patches", patches, "B", "p*p*C", "h", "w")
+    _check.positive_int("unpatchify", "patch_size", patch_size)
     if patch_size == 1:
         return patches
     p = patch_size
     batch, channels, rows, columns = patches.shape
+    if channels % p**2:
+        raise ValueError(
+            f"unpatchify: patches must have a multiple of patch_size**2 = {p**2} channels, got {tuple(patches.shape)}"
+        )
     pixels = patches.reshape(batch, p, p, channels // p**2, rows, columns).permute(0, 3, 4, 1, 5, 2)
     return pixels.reshape(batch, channels // p**2, rows * p, columns * p)
 

@@ -7,7 +7,16 @@ import pytest
 import torch
 
 from fastsam.models import ConvLSTM, SAConvLSTM, ablation
-from fastsam.modules import SAM, BaseCell, ConvLSTMCell, Forecaster, SAConvLSTMCell, SelfAttention
+from fastsam.modules import (
+    SAM,
+    BaseCell,
+    ConvLSTMCell,
+    Forecaster,
+    SAConvLSTMCell,
+    SelfAttention,
+    patchify,
+    unpatchify,
+)
 
 X = torch.zeros(2, 8, 4, 5)
 SAM_8 = SAM(8, 4)
@@ -76,6 +85,27 @@ CONSTRUCTORS: list[Bad] = [
     ),
     (lambda: SAConvLSTM(kernel=5), TypeError, "SAConvLSTMCell has no option 'kernel'; it takes kernel_size, "),
     (lambda: ConvLSTM(patch_size=-4), ValueError, "Forecaster: patch_size must be at least 1, got -4"),
+    (lambda: SelfAttention(8, dtype=torch.int64), TypeError, "SelfAttention: dtype must be .*, got torch.int64"),
+    (lambda: SelfAttention(8, device="banana"), ValueError, "SelfAttention: device must .* torch.device, got 'banana'"),
+    (lambda: SAM(8, dtype=torch.int64), TypeError, "SAM: dtype must be .* floating-point .*, got torch.int64"),
+    (lambda: SAM(8, dtype=torch.complex64), TypeError, "SAM: dtype must be .* floating-point .*, got torch.complex64"),
+    (
+        lambda: SAM(8, dtype=torch.float8_e5m2),
+        TypeError,
+        "SAM: dtype must be .* 16 bits or more, got torch.float8_e5m2",
+    ),
+    (lambda: SAM(8, dtype="float32"), TypeError, "SAM: dtype must be .* torch.dtype, got 'float32'"),
+    (lambda: SAM(8, device="banana"), ValueError, "SAM: device must be None or name a torch.device, got 'banana'"),
+    (lambda: SAM(8, device=1.5), TypeError, "SAM: device must be None or name a torch.device, got 1.5"),
+    (lambda: ConvLSTMCell(3, 8, dtype=torch.int64), TypeError, "ConvLSTMCell: dtype must be .*, got torch.int64"),
+    (lambda: ConvLSTMCell(3, 8, device="banana"), ValueError, "ConvLSTMCell: device must be .*, got 'banana'"),
+    (lambda: BaseCell(3, 8, dtype=torch.int64), TypeError, "BaseCell: dtype must be .*, got torch.int64"),
+    (lambda: BaseCell(3, 8, device="banana"), ValueError, "BaseCell: device must be .*, got 'banana'"),
+    (lambda: SAConvLSTMCell(3, 8, dtype=torch.int64), TypeError, "SAConvLSTMCell: dtype must be .*, got torch.int64"),
+    (lambda: SAConvLSTMCell(3, 8, device="banana"), ValueError, "SAConvLSTMCell: device must be .*, got 'banana'"),
+    (lambda: Forecaster("convlstm", dtype=torch.int64), TypeError, "Forecaster: dtype must be .*, got torch.int64"),
+    (lambda: SAConvLSTM(device="banana"), ValueError, "Forecaster: device must be .*, got 'banana'"),
+    (lambda: ablation(["x"]), TypeError, r"ablation: name must be a string, one of 'convlstm', .*, got \['x'\]"),
     (lambda: ablation("transformer"), ValueError, "no row 'transformer', known are 'convlstm', 'base', 'memory'"),
     (
         lambda: ablation("memory", use_attention=True),
@@ -97,6 +127,11 @@ ATTENTION_CALLS: list[Bad] = [
     (lambda: SAM_8(X, X.half()), TypeError, "SAM: m is torch.float16, the module's parameters are torch.float32"),
     (lambda: SAM_8(X, X.to("meta")), ValueError, "SAM: m is on meta, the module's parameters are on cpu"),
     (lambda: SAM_8(X, X, ATTENTION_8.fold()), TypeError, "SAM: weights must be .* fold.* got SelfAttentionWeights"),
+    (
+        lambda: SAM(8, use_attention=False)(X, None, SAM_8.fold()),
+        TypeError,
+        "SAM: weights must be None, .* got SAMWeights",
+    ),
     (lambda: ATTENTION_8([1]), TypeError, r"SelfAttention: x must be a torch.Tensor of shape \(B, 8, H, W\), got list"),
     (lambda: ATTENTION_8(X.mT[:, 1:]), ValueError, r"SelfAttention: x must have shape \(B, 8, H, W\)"),
     (lambda: ATTENTION_8(X.double()), TypeError, "SelfAttention: x is torch.float64"),
@@ -104,6 +139,11 @@ ATTENTION_CALLS: list[Bad] = [
     (lambda: SAM_8.attention_maps(X, X, torch.zeros(1, 2)), TypeError, "points must be integers, got torch.float32"),
     (lambda: SAM_8.attention_maps(X, X, torch.ones(1, 2) > 0), TypeError, "points must be integers, got torch.bool"),
     (lambda: SAM_8.attention_maps(X, X, [0, 1]), ValueError, r"points must have shape \(P, 2\), got \(2,\)"),
+    (lambda: SAM_8.attention_maps(X, None, [[0, 1], [2]]), ValueError, r"SAM: points must .* \[\[0, 1\], \[2\]\]"),
+    (lambda: SAM_8.attention_maps(X, None, [["a", "b"]]), ValueError, "SAM: points must be integers of shape"),
+    (lambda: SAM_8.attention_maps(X, None, [[2**70, 0]]), ValueError, "SAM: points must be integers of shape"),
+    (lambda: SAM_8.attention_maps(X, None, "ab"), TypeError, r"SAM: points must be .* \(P, 2\), got 'ab'"),
+    (lambda: SAM_8.attention_maps(X, None, None), TypeError, r"SAM: points must be .* \(P, 2\), got None"),
     (lambda: SAM_8.attention_maps(X, X, [(0, 0, 0)]), ValueError, r"points must have shape \(P, 2\), got \(1, 3\)"),
     (lambda: SAM_8.attention_maps(X, X, [(0, 0), (4, 0)]), ValueError, r"\(4, 0\), which is outside of the 4 x 5 map"),
     (lambda: SAM_8.attention_maps(X, X, [(0, -1)]), ValueError, r"\(0, -1\), which is outside of the 4 x 5 map"),
@@ -128,6 +168,12 @@ CELL_CALLS: list[Bad] = [
     ),
     (lambda: CELL(INPUT, (X.double(), X, X)), TypeError, "the state's h is torch.float64"),
     (lambda: CELL(INPUT, (X, X, X), ATTENTION_8.fold()), TypeError, "SAM: weights must be"),
+    (
+        lambda: SAConvLSTMCell(3, 8, use_attention=False)(INPUT, None, SAM_8.fold()),
+        TypeError,
+        "SAM: weights must be None, .* got SAMWeights",
+    ),
+    (lambda: ConvLSTMCell(3, 8)(INPUT, None, "junk"), TypeError, "ConvLSTMCell: weights must be None, .* got str"),
     (lambda: BASE_CELL(INPUT, (X, X), SAM_8.fold()), TypeError, "BaseCell: weights must be"),
     (lambda: BASE_CELL(INPUT, (X, X, X)), TypeError, r"maps \(h, c\), got 3 of them"),
     (lambda: CELL.attention_maps(INPUT, None, [(9, 9)]), ValueError, "outside of the 4 x 5 map"),
@@ -169,10 +215,21 @@ FORECASTER_CALLS: list[Bad] = [
     ),
 ]
 
+PATCH_CALLS: list[Bad] = [
+    (lambda: patchify(X, 0), ValueError, "patchify: patch_size must be at least 1, got 0"),
+    (lambda: patchify(X, 2.0), TypeError, "patchify: patch_size must be a positive integer, got 2.0"),
+    (lambda: patchify(X[0], 1), ValueError, r"patchify: frames must have shape \(B, C, H, W\), got \(8, 4, 5\)"),
+    (lambda: patchify(None, 2), TypeError, r"patchify: frames must be a torch.Tensor .*, got NoneType"),
+    (lambda: unpatchify(X, 3), ValueError, r"patches must .* patch_size\*\*2 = 9 channels, got \(2, 8, 4, 5\)"),
+    (lambda: unpatchify(X[0], 2), ValueError, r"unpatchify: patches must have shape .*, got \(8, 4, 5\)"),
+    (lambda: unpatchify(X, -2), ValueError, "unpatchify: patch_size must be at least 1, got -2"),
+    (lambda: unpatchify(X, "2"), TypeError, "unpatchify: patch_size must be a positive integer, got '2'"),
+]
+
 
 @pytest.mark.parametrize(
     "call, error, message",
-    [*CONSTRUCTORS, *ATTENTION_CALLS, *CELL_CALLS, *FORECASTER_CALLS],
+    [*CONSTRUCTORS, *ATTENTION_CALLS, *CELL_CALLS, *FORECASTER_CALLS, *PATCH_CALLS],
     ids=lambda value: value if isinstance(value, str) else "",
 )
 def test_bad_arguments(call: Callable[[], Any], error: type[Exception], message: str) -> None:

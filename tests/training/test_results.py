@@ -55,10 +55,31 @@ def test_baseline_in_the_report_is_the_copied_frame(run: Run, trained: None, tmp
 
 
 def test_evaluate_on_mnist(run: Run, trained: None, tmp_path: Path, mnist: Path):
-    assert run("evaluate", f"--data.root={mnist}", f"--results.output={tmp_path / 'out'}") == 0
+    options = [f"--data.root={mnist}", f"--results.output={tmp_path / 'out'}"]
+    assert run("evaluate", *options, "--data.source=mnist") == 0
     facts = json.loads((tmp_path / "out" / "report.json").read_text())["facts"]
     assert facts["digits"] == f"MNIST digits from {mnist}" and facts["test seed"] == 0
     assert facts["trained on"] == "digits"
+
+
+@pytest.mark.parametrize("command", ["evaluate", "predict"])
+def test_other_digits_must_be_asked_for(run: Run, tmp_path: Path, mnist: Path, capsys, command: str):
+    root = f"--data.root={mnist}"
+    assert run("fit", "--training.iterations=4", root) == 0
+    assert run(command) == 2
+    error = capsys.readouterr().err
+    assert "trained on data.source=mnist, but data.source=auto stands for digits" in error
+    assert "give --data.root" in error and "or --data.source digits" in error and error.count("\n") == 1
+    assert not list((tmp_path / "run").glob("report.*")) and not (tmp_path / "run" / "pictures").exists()
+    assert run(command, root) == 0
+    assert run(command, "--data.source=digits") == 0
+
+
+def test_mnist_for_a_model_of_other_digits_must_be_asked_for(run: Run, trained: None, mnist: Path, capsys):
+    assert run("evaluate", f"--data.root={mnist}") == 2
+    error = capsys.readouterr().err
+    assert "trained on data.source=digits, but data.source=auto stands for mnist" in error
+    assert "leave out data.root" in error and "or --data.source mnist" in error
 
 
 def test_predict(run: Run, trained: None, tmp_path: Path, capsys):
