@@ -69,12 +69,12 @@ inline void copy_window(const T* plane, int64_t height, int64_t width, int64_t t
   }
 }
 
-// Rows x row_lanes of a correlation with a k x k filter; window holds the input with its halo. Four vectors at a time
+// Rows x row_lanes of a correlation with a k x k filter; window holds the input with its halo. Eight vectors at a time
 // share each filter tap.
 template <class T>
 inline void correlate(const T* window, int64_t window_stride, const T* filter, int64_t k, int64_t rows,
                       int64_t row_lanes, T* out) {
-  constexpr int kBatch = 4;
+  constexpr int kBatch = 8;
   const int64_t per_row = row_lanes / kLanes<T>, vectors = rows * per_row;
   for (int64_t first = 0; first < vectors; first += kBatch) {
     const T* at[kBatch];

@@ -148,21 +148,45 @@ void gate_stage(const SeparableGatesBackward<T>& call, const Layout<T>& layout, 
   }
 }
 
+// Sums over positions of du times the input shifted by dx = 0 ... Taps - 1, where window starts at dx = 0. The sums of
+// several taps run side by side: one alone would wait for its own additions.
+template <class T, int Taps>
+void tap_gradients(int64_t height, int64_t width, const T* du, int64_t du_stride, const T* window,
+                   int64_t window_stride, T* out) {
+  Vec<T> sum[Taps];
+  for (int tap = 0; tap < Taps; ++tap) sum[tap] = broadcast(T(0));
+  for (int64_t row = 0; row < height; ++row) {
+    const T *upstream = du + row * du_stride, *input = window + row * window_stride;
+    int64_t lane = 0;
+    for (; lane + kLanes<T> <= width; lane += kLanes<T>) {
+      const Vec<T> gradient = load(upstream + lane);
+      for (int tap = 0; tap < Taps; ++tap) sum[tap] += gradient * load(input + lane + tap);
+    }
+    if (lane == width) continue;
+    const Vec<T> gradient = load(upstream + lane);
+    for (int tap = 0; tap < Taps; ++tap) sum[tap] += gradient * load_part(input + lane + tap, width - lane);
+  }
+  for (int tap = 0; tap < Taps; ++tap) out[tap] = sum_lanes<T>(sum[tap]);
+}
+
 // ddepthwise[dy, dx] = sum over positions of du times the input shifted by (dy, dx).
 template <class T>
 void filter_gradient(int64_t k, int64_t height, int64_t width, const T* du, int64_t du_stride, const T* window,
                      int64_t window_stride, T* out) {
   for (int64_t dy = 0; dy < k; ++dy) {
-    for (int64_t dx = 0; dx < k; ++dx) {
-      Vec<T> sum = broadcast(T(0));
-      for (int64_t row = 0; row < height; ++row) {
-        const T* upstream = du + row * du_stride;
-        const T* input = window + (row + dy) * window_stride + dx;
-        for (int64_t lane = 0; lane < width; lane += kLanes<T>) {
-          sum += load(upstream + lane) * load_part(input + lane, smaller(kLanes<T>, width - lane));
-        }
+    for (int64_t dx = 0; dx < k;) {
+      const T* input = window + dy * window_stride + dx;
+      T* tap = out + dy * k + dx;
+      if (k - dx >= 5) {
+        tap_gradients<T, 5>(height, width, du, du_stride, input, window_stride, tap);
+        dx += 5;
+      } else if (k - dx >= 3) {
+        tap_gradients<T, 3>(height, width, du, du_stride, input, window_stride, tap);
+        dx += 3;
+      } else {
+        tap_gradients<T, 1>(height, width, du, du_stride, input, window_stride, tap);
+        dx += 1;
       }
-      out[dy * k + dx] = sum_lanes<T>(sum);
     }
   }
 }

@@ -35,15 +35,6 @@ def test_model_sized(backend_name, poison, three_threads, dtype):
     assert_accurate("separable_gates", arguments)
 
 
-def test_no_aggregated_feature_is_one_without_channels(backend_name):
-    arguments = cases.separable_gates(z=None)
-    empty = {**arguments, "z": arguments["h"][:, :0]}
-    for absent, present in zip(
-        fastsam.ops.separable_gates(**arguments), fastsam.ops.separable_gates(**empty), strict=True
-    ):
-        torch.testing.assert_close(absent, present)
-
-
 def test_closed_gates(backend_name):
     """Saturated biases: the input gate keeps or replaces the memory, the output gate hides or shows it."""
     arguments = cases.separable_gates(2, 3, (4, 5), z=None)
