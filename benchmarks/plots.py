@@ -100,8 +100,8 @@ def _bars(axis: Axes, records: Sequence[Record]) -> None:
             bar = axis.bar(place + offset, ratio, width, color=_COLOURS.get(peer))
             axis.bar_label(bar, fmt="%.2f", fontsize="xx-small", rotation=90, padding=2)
     handles = [plt.Rectangle((0, 0), 1, 1, color=_COLOURS.get(peer)) for peer in peers]
-    axis.legend(handles, peers, fontsize="small")
+    axis.legend(handles, peers, fontsize="small", loc="upper left", ncols=2)
     axis.set_xticks(range(len(labels)), labels, fontsize="small")
     axis.axhline(1, color="black", linewidth=0.8)
-    axis.margins(y=0.15)
+    axis.margins(y=0.3)  # room for the legend above the bars
     axis.set(title="Training iteration", ylabel="time over eager ConvLSTM on the same map")
