@@ -75,7 +75,19 @@ class BuildNative(build_ext):
         if inplace:
             self._remove_earlier(self._source_package())
         super().run()
-        self.report.write((self._source_package() if inplace else Path(self.build_lib, "fastsam")) / REPORT_NAME)
+        built = self._source_package() if inplace else Path(self.build_lib, "fastsam")
+        self.report.write(built / REPORT_NAME)
+        if not inplace:
+            self._leave_a_copy(built)
+
+    def _leave_a_copy(self, built: Path) -> None:
+        """Python started in a checkout imports the package that lies there, installed or not: it must find the same."""
+        source = self._source_package()
+        extension_name = Path(self.get_ext_filename("_native")).name
+        (source / extension_name).unlink(missing_ok=True)
+        for name in (extension_name, REPORT_NAME):
+            if (built / name).exists():
+                shutil.copy2(built / name, source / name)
 
     def build_extensions(self) -> None:
         toolchain = Toolchain(self.compiler)

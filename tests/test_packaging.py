@@ -190,6 +190,16 @@ def test_wheel_holds_the_package_alone(tree: Tree) -> None:
     assert "Requires-Python: >=3.10" in text
 
 
+def test_a_checkout_gets_what_was_installed_from_it(tree: Tree) -> None:
+    """Python started there imports fastsam from there: not without its extension, nor with an old one."""
+    tree.wheel(FASTSAM_SKIP_CUDA="1")
+    assert _load(tree.folder / "fastsam").answer == 42
+    assert _report(tree.folder / "fastsam")["CPU"]["built"]
+    tree.wheel(FASTSAM_SKIP_NATIVE="1")
+    assert not list((tree.folder / "fastsam").glob("_native*"))
+    assert not _report(tree.folder / "fastsam")["CPU"]["built"]
+
+
 def test_wheel_forgets_a_deleted_module(tree: Tree) -> None:
     (tree.folder / "fastsam/gone.py").touch()
     assert (tree.wheel(FASTSAM_SKIP_NATIVE="1") / "fastsam/gone.py").exists()
