@@ -26,17 +26,20 @@ struct InstructionSet {
   bool available;
   const CpuKernels<float>* float32;
   const CpuKernels<double>* float64;
+  const CpuKernels<fastsam::bfloat16>* bfloat16;
 };
 
+#define FASTSAM_INSTRUCTION_SET(isa, available) {#isa, available, &isa::kFloat32, &isa::kFloat64, &isa::kBfloat16}
+
 std::vector<InstructionSet> instruction_sets() {
-  std::vector<InstructionSet> sets = {{"generic", true, &generic::kFloat32, &generic::kFloat64}};
+  std::vector<InstructionSet> sets = {FASTSAM_INSTRUCTION_SET(generic, true)};
 #ifdef FASTSAM_ISAS_X86
   __builtin_cpu_init();
   const bool has_avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
   const bool has_avx512 = has_avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") &&
                           __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl");
-  sets.push_back({"avx2", has_avx2, &avx2::kFloat32, &avx2::kFloat64});
-  sets.push_back({"avx512", has_avx512, &avx512::kFloat32, &avx512::kFloat64});
+  sets.push_back(FASTSAM_INSTRUCTION_SET(avx2, has_avx2));
+  sets.push_back(FASTSAM_INSTRUCTION_SET(avx512, has_avx512));
 #endif
   return sets;
 }
@@ -73,6 +76,10 @@ const CpuKernels<float>& kernels<float>() {
 template <>
 const CpuKernels<double>& kernels<double>() {
   return *chosen().float64;
+}
+template <>
+const CpuKernels<bfloat16>& kernels<bfloat16>() {
+  return *chosen().bfloat16;
 }
 
 // Reads the flat tuple of a call, one field after the other.
@@ -119,13 +126,13 @@ int source_count(Fields& fields) {
   return static_cast<int>(count);
 }
 
-template <class T>
-AttentionSource<T> attention_source(Fields& fields) {
-  AttentionSource<T> source{};
-  source.x = fields.map<T>();
+template <class S>
+AttentionSource<S> attention_source(Fields& fields) {
+  AttentionSource<S> source{};
+  source.x = fields.map<S>();
   source.query_channels = fields.integer();
-  for (const T** field : {&source.score, &source.score_bias, &source.value, &source.key})
-    *field = fields.address<const T>();
+  for (const Compute<S>** field : {&source.score, &source.score_bias, &source.value, &source.key})
+    *field = fields.address<const Compute<S>>();
   return source;
 }
 
@@ -137,94 +144,109 @@ void run(void (*kernel)(const Call&, int), const Call& call, int threads, const 
   kernel(call, threads);
 }
 
-template <class T>
+template <class S>
 void attention_forward(int threads, const py::tuple& values) {
   Fields fields(values);
-  AttentionForward<T> call{};
+  AttentionForward<S> call{};
   call.sizes = attention_sizes(fields);
   call.source_count = source_count(fields);
-  for (int s = 0; s < call.source_count; ++s) call.sources[s] = attention_source<T>(fields);
-  call.value_bias = fields.address<const T>();
-  call.z = fields.address<T>();
-  for (int s = 0; s < call.source_count; ++s) call.r[s] = fields.address<T>();
-  for (int s = 0; s < call.source_count; ++s) call.lse[s] = fields.address<T>();
-  run(kernels<T>().attention_forward, call, threads, fields);
+  for (int s = 0; s < call.source_count; ++s) call.sources[s] = attention_source<S>(fields);
+  call.value_bias = fields.address<const Compute<S>>();
+  call.z = fields.address<S>();
+  for (int s = 0; s < call.source_count; ++s) call.r[s] = fields.address<S>();
+  for (int s = 0; s < call.source_count; ++s) call.lse[s] = fields.address<Compute<S>>();
+  run(kernels<S>().attention_forward, call, threads, fields);
 }
 
-template <class T>
+template <class S>
 void attention_backward(int threads, const py::tuple& values) {
   Fields fields(values);
-  AttentionBackward<T> call{};
+  AttentionBackward<S> call{};
   call.sizes = attention_sizes(fields);
   call.source_count = source_count(fields);
-  for (int s = 0; s < call.source_count; ++s) call.sources[s] = attention_source<T>(fields);
-  call.dz = fields.map<T>();
-  for (int s = 0; s < call.source_count; ++s) call.r[s] = fields.address<const T>();
-  for (int s = 0; s < call.source_count; ++s) call.lse[s] = fields.address<const T>();
+  for (int s = 0; s < call.source_count; ++s) call.sources[s] = attention_source<S>(fields);
+  call.dz = fields.map<S>();
+  for (int s = 0; s < call.source_count; ++s) call.r[s] = fields.address<const S>();
+  for (int s = 0; s < call.source_count; ++s) call.lse[s] = fields.address<const Compute<S>>();
   for (int s = 0; s < call.source_count; ++s) {
-    AttentionGradients<T>& out = call.gradients[s];
-    for (T** field : {&out.x, &out.score, &out.score_bias, &out.value, &out.key}) *field = fields.address<T>();
+    AttentionGradients<S>& out = call.gradients[s];
+    out.x = fields.address<S>();
+    for (Compute<S>** field : {&out.score, &out.score_bias, &out.value, &out.key})
+      *field = fields.address<Compute<S>>();
   }
-  call.dvalue_bias = fields.address<T>();
-  run(kernels<T>().attention_backward, call, threads, fields);
+  call.dvalue_bias = fields.address<Compute<S>>();
+  run(kernels<S>().attention_backward, call, threads, fields);
 }
 
-template <class T, class Call>
+template <class S, class Call>
 void gate_inputs(Fields& fields, Call& call) {
   GateSizes& sizes = call.sizes;
   for (int64_t* field :
        {&sizes.batch, &sizes.channels, &sizes.z_channels, &sizes.height, &sizes.width, &sizes.kernel_size}) {
     *field = fields.integer();
   }
-  for (Map<const T>* field : {&call.z, &call.h, &call.m}) *field = fields.map<T>();
-  for (const T** field : {&call.depthwise, &call.pointwise, &call.bias}) *field = fields.address<const T>();
+  for (Map<const S>* field : {&call.z, &call.h, &call.m}) *field = fields.map<S>();
+  for (const Compute<S>** field : {&call.depthwise, &call.pointwise, &call.bias})
+    *field = fields.address<const Compute<S>>();
 }
 
-template <class T>
+template <class S>
 void separable_gates_forward(int threads, const py::tuple& values) {
   Fields fields(values);
-  SeparableGatesForward<T> call{};
-  gate_inputs<T>(fields, call);
-  call.h_hat = fields.address<T>();
-  call.m_new = fields.address<T>();
-  run(kernels<T>().separable_gates_forward, call, threads, fields);
+  SeparableGatesForward<S> call{};
+  gate_inputs<S>(fields, call);
+  call.h_hat = fields.address<S>();
+  call.m_new = fields.address<S>();
+  run(kernels<S>().separable_gates_forward, call, threads, fields);
 }
 
-template <class T>
+template <class S>
 void separable_gates_backward(int threads, const py::tuple& values) {
   Fields fields(values);
-  SeparableGatesBackward<T> call{};
-  gate_inputs<T>(fields, call);
-  for (Map<const T>* field : {&call.dh_hat, &call.dm_new}) *field = fields.map<T>();
-  for (T** field : {&call.dz, &call.dh, &call.dm, &call.ddepthwise, &call.dpointwise, &call.dbias})
-    *field = fields.address<T>();
-  run(kernels<T>().separable_gates_backward, call, threads, fields);
+  SeparableGatesBackward<S> call{};
+  gate_inputs<S>(fields, call);
+  for (Map<const S>* field : {&call.dh_hat, &call.dm_new}) *field = fields.map<S>();
+  for (S** field : {&call.dz, &call.dh, &call.dm}) *field = fields.address<S>();
+  for (Compute<S>** field : {&call.ddepthwise, &call.dpointwise, &call.dbias}) *field = fields.address<Compute<S>>();
+  run(kernels<S>().separable_gates_backward, call, threads, fields);
 }
 
-template <class T, class Call>
+template <class S, class Call>
 void lstm_inputs(Fields& fields, double forget_bias, Call& call) {
-  for (int64_t* field : {&call.batch, &call.channels, &call.positions}) *field = fields.integer();
-  for (Map<const T>* field : {&call.gates, &call.c}) *field = fields.map<T>();
-  call.forget_bias = static_cast<T>(forget_bias);
+  for (int64_t* field : {&call.batch, &call.channels, &call.positions, &call.weights_have_positions})
+    *field = fields.integer();
+  for (LstmTerm<S>& term : call.terms) {
+    term.x = fields.map<S>();
+    for (const Compute<S>** field : {&term.weight, &term.bias}) *field = fields.address<const Compute<S>>();
+  }
+  call.c = fields.map<S>();
+  call.forget_bias = static_cast<Compute<S>>(forget_bias);
 }
 
-template <class T>
-void lstm_gates_forward(int threads, double forget_bias, const py::tuple& values) {
+template <class S>
+void lstm_gates_forward(int threads, double forget_bias, double eps, const py::tuple& values) {
   Fields fields(values);
-  LstmGatesForward<T> call{};
-  lstm_inputs<T>(fields, forget_bias, call);
-  for (T** field : {&call.h, &call.c_new}) *field = fields.address<T>();
-  run(kernels<T>().lstm_gates_forward, call, threads, fields);
+  LstmGatesForward<S> call{};
+  lstm_inputs<S>(fields, forget_bias, call);
+  call.eps = static_cast<Compute<S>>(eps);
+  for (S** field : {&call.h, &call.c_new}) *field = fields.address<S>();
+  for (Compute<S>*& statistics : call.statistics) statistics = fields.address<Compute<S>>();
+  run(kernels<S>().lstm_gates_forward, call, threads, fields);
 }
 
-template <class T>
+template <class S>
 void lstm_gates_backward(int threads, double forget_bias, const py::tuple& values) {
   Fields fields(values);
-  LstmGatesBackward<T> call{};
-  lstm_inputs<T>(fields, forget_bias, call);
-  for (Map<const T>* field : {&call.dh, &call.dc_new}) *field = fields.map<T>();
-  for (T** field : {&call.dgates, &call.dc}) *field = fields.address<T>();
-  run(kernels<T>().lstm_gates_backward, call, threads, fields);
+  LstmGatesBackward<S> call{};
+  lstm_inputs<S>(fields, forget_bias, call);
+  for (Map<const S>* field : {&call.dh, &call.dc_new}) *field = fields.map<S>();
+  for (const Compute<S>*& statistics : call.statistics) statistics = fields.address<const Compute<S>>();
+  for (LstmTermGradients<S>& out : call.gradients) {
+    out.x = fields.address<S>();
+    for (Compute<S>** field : {&out.weight, &out.bias}) *field = fields.address<Compute<S>>();
+  }
+  call.dc = fields.address<S>();
+  run(kernels<S>().lstm_gates_backward, call, threads, fields);
 }
 
 // One submodule a scalar type, so that a caller picks it once.
@@ -234,7 +256,7 @@ void define_operators(py::module_ module) {
   module.def("attention_backward", &attention_backward<T>, py::arg("threads"), py::arg("fields"));
   module.def("separable_gates_forward", &separable_gates_forward<T>, py::arg("threads"), py::arg("fields"));
   module.def("separable_gates_backward", &separable_gates_backward<T>, py::arg("threads"), py::arg("fields"));
-  module.def("lstm_gates_forward", &lstm_gates_forward<T>, py::arg("threads"), py::arg("forget_bias"),
+  module.def("lstm_gates_forward", &lstm_gates_forward<T>, py::arg("threads"), py::arg("forget_bias"), py::arg("eps"),
              py::arg("fields"));
   module.def("lstm_gates_backward", &lstm_gates_backward<T>, py::arg("threads"), py::arg("forget_bias"),
              py::arg("fields"));
@@ -248,6 +270,7 @@ PYBIND11_MODULE(_native, module) {
   chosen();
   define_operators<float>(module.def_submodule("float32"));
   define_operators<double>(module.def_submodule("float64"));
+  define_operators<bfloat16>(module.def_submodule("bfloat16"));
   module.def("cpu_isa", [] { return chosen().name; }, "The instruction set in use.");
   module.def(
       "cpu_isas",

@@ -35,7 +35,7 @@ def _load_native() -> tuple[ModuleType | None, str | None]:
 
 _selected = _checked(os.environ.get("FASTSAM_BACKEND") or "auto", "the environment variable FASTSAM_BACKEND")
 _native, _native_error = _load_native()
-_CPU_DTYPES = (torch.float32, torch.float64)
+_CPU_DTYPES = (torch.float32, torch.float64, torch.bfloat16)
 
 
 def native_module() -> ModuleType | None:

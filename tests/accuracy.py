@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 FLOAT64_TOLERANCE = 1e-10
-FLOAT32_FLOOR = 4 * torch.finfo(torch.float32).eps
+FLOOR_IN_EPSILONS = 4
 
 Results = dict[str, Tensor]
 
@@ -48,14 +48,15 @@ def assert_same_shapes(actual: Results, exact: Results) -> None:
 
 
 def assert_accurate(actual: Sequence[Results], exact: Sequence[Results], plain: Sequence[Results] | None) -> None:
-    """Check float64 results (`plain` None) to 1e-10, and float32 results against those of plain PyTorch in float32.
+    """Check float64 results (`plain` None) to 1e-10, and narrower ones against those of plain PyTorch in their dtype.
 
-    float32 may err twice as much as plain PyTorch, and by four epsilons where that happens to be (nearly) exact: a sum
+    They may err twice as much as plain PyTorch, and by four epsilons where that happens to be (nearly) exact: a sum
     of one term, say. No other order of the same operations can promise that.
     """
     for mine, right in zip(actual, exact, strict=True):
         assert_same_shapes(mine, right)
     limits = None if plain is None else relative_errors(plain, exact)
     for name, error in relative_errors(actual, exact).items():
-        allowed = FLOAT64_TOLERANCE if limits is None else 2 * limits[name] + FLOAT32_FLOOR
+        floor = FLOOR_IN_EPSILONS * torch.finfo(actual[0][name].dtype).eps
+        allowed = FLOAT64_TOLERANCE if limits is None else 2 * limits[name] + floor
         assert error <= allowed, f"{name}: relative error {error:.2e}, allowed {allowed:.2e}"

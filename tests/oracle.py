@@ -69,11 +69,33 @@ def separable_gates(
     return torch.sigmoid(o) * m_new, m_new
 
 
-def lstm_gates(gates: Tensor, c: Tensor, forget_bias: float = 0.0) -> tuple[Tensor, Tensor]:
-    """The cell update of ConvLSTM, eq. 1: (h, c_new)."""
+def lstm_gates(
+    gates: Tensor,
+    c: Tensor,
+    forget_bias: float = 0.0,
+    *,
+    recurrent: Tensor | None = None,
+    norm: tuple[Tensor, Tensor] | None = None,
+    recurrent_norm: tuple[Tensor, Tensor] | None = None,
+    eps: float = 1e-5,
+) -> tuple[Tensor, Tensor]:
+    """The cell update of ConvLSTM, eq. 1, with layer norms before the sum: (h, c_new)."""
+    gates = normalise(gates, norm, eps)
+    if recurrent is not None:
+        gates = gates + normalise(recurrent, recurrent_norm, eps)
     i, f, g, o = gates.chunk(4, dim=1)
     c_new = torch.sigmoid(f + forget_bias) * c + torch.sigmoid(i) * torch.tanh(g)
     return torch.sigmoid(o) * torch.tanh(c_new), c_new
+
+
+def normalise(x: Tensor, norm: tuple[Tensor, Tensor] | None, eps: float) -> Tensor:
+    """Layer norm with a weight and bias for each channel, or for each channel and position; the identity for None."""
+    if norm is None:
+        return x
+    weight, bias = norm
+    if weight.ndim == 1:
+        return F.group_norm(x, 1, weight, bias, eps)
+    return F.layer_norm(x, x.shape[1:], weight, bias, eps)
 
 
 def matrix(weight: Tensor, x: Tensor) -> Tensor:

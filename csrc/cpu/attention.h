@@ -1,7 +1,8 @@
 // What the forward and the backward pass of the attention operators share.
 //
-// Equations: fastsam/ops/_attention/eager.py. One tile holds up to kTile positions; maps are channel-major, so a tile
-// of a map is a C x kTile matrix whose lanes are positions.
+// Equations: fastsam/ops/_attention/eager.py. Maps are channel-major, so a tile of a map is a C x positions matrix
+// whose lanes are positions. Both passes compute a score by the same operations in the same order: where one key has a
+// whole row of the softmax, P is 1 and dE is 0 exactly, as in eager.
 #pragma once
 
 #include "fastsam/params.h"
@@ -21,70 +22,49 @@ inline int64_t pair_work(const Call& call) {
   return work;
 }
 
+template <class Call>
+inline int64_t widest_query(const Call& call) {
+  int64_t widest = 0;
+  for (int s = 0; s < call.source_count; ++s)
+    widest = call.sources[s].query_channels > widest ? call.sources[s].query_channels : widest;
+  return widest;
+}
+
 struct TileRange {
   int64_t first, count;
 };
 
-inline TileRange tile_of(int64_t index, int64_t positions) {
-  const int64_t first = index * kTile;
-  return {first, smaller(kTile, positions - first)};
+inline TileRange tile_of(int64_t index, int64_t positions, int64_t size = kTile) {
+  const int64_t first = index * size;
+  return {first, smaller(size, positions - first)};
 }
 
-inline int64_t tiles_in(int64_t positions) { return (positions + kTile - 1) / kTile; }
+inline int64_t tiles_in(int64_t positions, int64_t size = kTile) { return (positions + size - 1) / size; }
 
-template <class T>
-inline const T* map_at(const Map<const T>& map, int64_t batch, int64_t position) {
-  return map.data + batch * map.stride_batch + position;
+// Loads `tile.count` positions of a map into a tile of `lanes` lanes, zero-padded.
+template <class S>
+inline void load_map_tile(const Map<const S>& map, int64_t batch, TileRange tile, int64_t channels, Compute<S>* out,
+                          int64_t lanes = kTile) {
+  copy_tile(channels, tile.count, map.data + batch * map.stride_batch + tile.first, map.stride_channel, out, lanes);
 }
 
-template <class T>
-inline void load_map_tile(const Map<const T>& map, int64_t batch, TileRange tile, int64_t channels, T* out) {
-  copy_tile(channels, tile.count, map_at(map, batch, tile.first), map.stride_channel, out, kTile);
-}
-
-template <class T>
-inline void add_bias(int64_t rows, const T* bias, T* tile) {
-  for (int64_t row = 0; row < rows; ++row) {
-    const Vec<T> shift = broadcast(bias[row]);
-    for (int64_t lane = 0; lane < kTile; lane += kLanes<T>) {
-      store(tile + row * kTile + lane, load(tile + row * kTile + lane) + shift);
-    }
+// query = score x + score_bias for kTile positions of the hidden state, a tile of row stride `stride`.
+template <class S, class T>
+inline void query_tile(const AttentionSource<S>& source, int64_t channels, const T* hidden, int64_t stride, T* query) {
+  for (int64_t row = 0; row < source.query_channels; ++row) {
+    for (T* lane = query + row * kTile; lane < query + (row + 1) * kTile; lane += kLanes<T>)
+      store(lane, broadcast(source.score_bias[row]));
   }
+  multiply<T, Start::kAdd>(source.query_channels, kTile, channels, rows_of(source.score, channels), hidden, stride,
+                           query, kTile);
 }
 
-// The weights of one source as left factors.
-template <class T>
-struct PackedSource {
-  PackedSource() = default;
-  PackedSource(Arena& arena, const AttentionSource<T>& source, const AttentionSizes& sizes)
-      : query_channels(source.query_channels),
-        score(arena.take<T>(padded_rows(source.query_channels) * sizes.channels)),
-        key(source.key == nullptr ? nullptr : arena.take<T>(padded_rows(source.query_channels) * sizes.channels)) {}
-
-  void pack(const AttentionSource<T>& source, int64_t channels) {
-    pack_panels(query_channels, channels, source.score, channels, 1, score);
-    if (key != nullptr) pack_panels(query_channels, channels, source.key, channels, 1, key);
-  }
-
-  int64_t query_channels = 0;
-  T* score = nullptr;
-  T* key = nullptr;
-};
-
-// query = score x + score_bias for a tile of the hidden state.
-template <class T>
-inline void query_tile(const PackedSource<T>& packed, const T* bias, int64_t channels, const T* hidden, T* query) {
-  multiply<T, Start::kZero>(packed.query_channels, kTile, channels, panels(packed.score, channels), hidden, kTile,
-                            query, kTile);
-  add_bias(packed.query_channels, bias, query);
-}
-
-// The keys of a tile of x: the key map applied to it, or the tile itself.
-template <class T>
-inline const T* key_tile(const PackedSource<T>& packed, int64_t channels, const T* x, T* scratch) {
-  if (packed.key == nullptr) return x;
-  multiply<T, Start::kZero>(packed.query_channels, kTile, channels, panels(packed.key, channels), x, kTile, scratch,
-                            kTile);
+// The keys of a tile of x with `lanes` lanes: the key map applied to it, or the tile itself.
+template <class S, class T>
+inline const T* key_tile(const AttentionSource<S>& source, int64_t channels, const T* x, int64_t lanes, T* scratch) {
+  if (source.key == nullptr) return x;
+  multiply<T, Start::kZero>(source.query_channels, lanes, channels, rows_of(source.key, channels), x, lanes, scratch,
+                            lanes);
   return scratch;
 }
 

@@ -3,12 +3,12 @@
 //
 // Three stages, each a set of independent tasks, with sums over tasks in a fixed order, so that the result does not
 // depend on the number of threads:
-//   1. query tiles: dR = value^T dz, delta, and packed copies of what stage 2 reads; dvalue.
+//   1. query tiles: dR = value^T dz, delta, and the queries, kept for stage 2; dvalue.
 //   2. groups of key tiles: for each key tile all the query tiles. The softmax weights P and their gradient dE exist
 //      one kTile x kTile tile at a time. Gives dx and dkeys of the tile, and the group's share of dquery.
 //   3. query tiles: dquery summed over the groups; what flows back into the hidden state and the query map.
 // P and dE have queries as rows and keys as lanes: then dx, dkeys and dquery are all plain products without a
-// transpose.
+// transpose. Stage 2 is where the time goes.
 
 #include "attention.h"
 #include "kernels_internal.h"
@@ -21,110 +21,125 @@ namespace {
 // the order of the sums.
 constexpr int64_t kTasks = 64;
 
-// What stage 2 reads of one query tile, packed as left factors.
+// What stage 2 reads of one query tile.
 template <class T>
 struct QueryTile {
   QueryTile(T* base, int64_t channels, int64_t depth)
-      : query_rows(base),
-        query(query_rows + kTile * depth),
-        dr_rows(query + padded_rows(depth) * kTile),
-        dr(dr_rows + kTile * channels),
-        lse(dr + padded_rows(channels) * kTile),
-        delta(lse + kTile) {}
+      : query(base), dr(query + depth * kTile), lse(dr + channels * kTile), delta(lse + kTile) {}
 
-  static int64_t size(int64_t channels, int64_t depth) {
-    return kTile * (depth + padded_rows(depth) + channels + padded_rows(channels) + 2);
-  }
+  static int64_t size(int64_t channels, int64_t depth) { return kTile * (depth + channels + 2); }
 
-  T* query_rows;  // (kTile x D): rows are queries
-  T* query;       // (D x kTile): depth is queries
-  T* dr_rows;     // (kTile x C)
-  T* dr;          // (C x kTile)
-  T *lse, *delta;
+  T* query;        // (D x kTile)
+  T* dr;           // (C x kTile)
+  T *lse, *delta;  // (kTile)
 };
 
-// Sums of weight gradients over the tiles of one task.
-template <class T>
-struct QueryPartials {
-  T *score, *score_bias, *value;
-};
-
+// Sums of weight gradients have one copy a task, (C x D) for the query and key maps, so that D, the smaller, is lanes.
 template <class T>
 struct SourceLayout {
   SourceLayout() = default;
-  SourceLayout(Arena& arena, const AttentionBackward<T>& call, int source, int64_t tiles, int64_t query_groups,
+  SourceLayout(Arena& arena, const AttentionSizes& sizes, int64_t depth, int64_t tiles, int64_t query_groups,
                int64_t key_groups)
-      : weights(arena, call.sources[source], call.sizes) {
-    const int64_t batch = call.sizes.batch, channels = call.sizes.channels, depth = call.sources[source].query_channels;
-    const int64_t channel_lanes = padded_lanes<T>(channels);
-    query_lanes = padded_lanes<T>(depth);
-    tile_size = QueryTile<T>::size(channels, depth);
-    value_columns = arena.take<T>(padded_rows(channels) * call.sizes.value_channels);
-    score_columns = arena.take<T>(padded_rows(channels) * depth);
-    key_columns = arena.take<T>(padded_rows(channels) * depth);
-    query_tiles = arena.take<T>(batch * tiles * tile_size);
-    dquery = arena.take<T>(batch * key_groups * tiles * kTile * query_lanes);
-    score_size = padded_rows(depth) * channel_lanes;
-    value_size = padded_rows(call.sizes.value_channels) * channel_lanes;
-    bias_size = depth;
-    dscore = arena.take<T>(batch * query_groups * score_size);
-    dscore_bias = arena.take<T>(batch * query_groups * bias_size);
-    dvalue = arena.take<T>(batch * query_groups * value_size);
-    dkey = arena.take<T>(batch * key_groups * score_size);
-  }
+      : query_lanes(padded_lanes<T>(depth)),
+        tile_size(QueryTile<T>::size(sizes.channels, depth)),
+        map_size(sizes.channels * query_lanes),
+        value_size(sizes.value_channels * padded_lanes<T>(sizes.channels)),
+        query_tiles(arena.take<T>(sizes.batch * tiles * tile_size)),
+        dquery(arena.take<T>(sizes.batch * key_groups * tiles * kTile * query_lanes)),
+        dscore(arena.take<T>(sizes.batch * query_groups * map_size)),
+        dscore_bias(arena.take<T>(sizes.batch * query_groups * query_lanes)),
+        dvalue(arena.take<T>(sizes.batch * query_groups * value_size)),
+        dkey(arena.take<T>(sizes.batch * key_groups * map_size)) {}
 
-  PackedSource<T> weights;
-  int64_t query_lanes = 0, tile_size = 0, score_size = 0, value_size = 0, bias_size = 0;
-  T *value_columns, *score_columns, *key_columns;  // value^T, score^T, key^T as left factors
-  T* query_tiles;
-  T* dquery;                                // (B, key group, N, D): rows are queries
-  T *dscore, *dscore_bias, *dvalue, *dkey;  // one a task
+  int64_t query_lanes = 0, tile_size = 0, map_size = 0, value_size = 0;
+  T* query_tiles = nullptr;
+  T* dquery = nullptr;  // (B, key group, N, D): rows are queries
+  T *dscore = nullptr, *dscore_bias = nullptr, *dvalue = nullptr, *dkey = nullptr;
 };
 
 template <class T>
 struct ThreadScratch {
   ThreadScratch(Arena& arena, const AttentionSizes& sizes, int64_t depth)
-      : hidden(arena.take<T>(padded_rows(sizes.channels) * kTile)),
-        hidden_rows(arena.take<T>(kTile * padded_lanes<T>(sizes.channels))),
-        dz(arena.take<T>(padded_rows(sizes.value_channels) * kTile)),
-        dr(arena.take<T>(padded_rows(sizes.channels) * kTile)),
-        query(arena.take<T>(padded_rows(depth) * kTile)),
-        key_rows(arena.take<T>(kTile * padded_lanes<T>(depth))),
+      : x(arena.take<T>(sizes.channels * kTile)),
+        dx(arena.take<T>(sizes.channels * kTile)),
+        dz(arena.take<T>(sizes.value_channels * kTile)),
+        r_rows(arena.take<T>(kTile * padded_lanes<T>(sizes.channels))),
+        keys(arena.take<T>(depth * kTile)),
+        dkeys(arena.take<T>(depth * kTile)),
+        rows(arena.take<T>(kTile * padded_lanes<T>(depth))),
         weights(arena.take<T>(kTile * kTile)),
-        dscores(arena.take<T>(kTile * kTile)),
-        dx(arena.take<T>(padded_rows(sizes.channels) * kTile)),
-        dkeys(arena.take<T>(padded_rows(depth) * kTile)) {}
+        dscores(arena.take<T>(kTile * kTile)) {}
 
-  T *hidden, *hidden_rows, *dz, *dr, *query, *key_rows, *weights, *dscores, *dx, *dkeys;
+  T *x, *dx;        // (C x kTile)
+  T *dz, *r_rows;   // (Cz x kTile), (kTile x C)
+  T *keys, *dkeys;  // (D x kTile)
+  T* rows;          // (kTile x D)
+  T *weights, *dscores;
 };
 
-template <class T>
+template <class S>
 struct Layout {
-  Layout(Arena& arena, const AttentionBackward<T>& call, int threads) : tiles(tiles_in(call.sizes.positions)) {
-    const int64_t batch = call.sizes.batch;
-    query_groups = smaller(tiles, (kTasks + batch - 1) / batch);
-    key_groups = smaller(tiles, (kTasks + batch * call.source_count - 1) / (batch * call.source_count));
-    for (int s = 0; s < call.source_count; ++s) {
-      sources[s] = SourceLayout<T>(arena, call, s, tiles, query_groups, key_groups);
-      const int64_t depth = call.sources[s].query_channels;
-      widest_query = depth > widest_query ? depth : widest_query;
+  using T = Compute<S>;
+
+  Layout(Arena& arena, const AttentionBackward<S>& call, int threads) : tiles(tiles_in(call.sizes.positions)) {
+    const AttentionSizes& sizes = call.sizes;
+    query_groups = smaller(tiles, (kTasks + sizes.batch - 1) / sizes.batch);
+    key_groups = smaller(tiles, (kTasks + sizes.batch * call.source_count - 1) / (sizes.batch * call.source_count));
+    for (int s = 0; s < call.source_count; ++s)
+      sources[s] = SourceLayout<T>(arena, sizes, call.sources[s].query_channels, tiles, query_groups, key_groups);
+    dvalue_bias = arena.take<T>(sizes.batch * query_groups * sizes.value_channels);
+    // Stage 3 adds to the hidden state's gradient of stage 2: in place, unless that would round it twice.
+    if constexpr (std::is_same_v<S, T>) {
+      dh = call.gradients[0].x;
+    } else {
+      dh = arena.take<T>(sizes.batch * sizes.channels * sizes.positions);
     }
-    dvalue_bias = arena.take<T>(batch * query_groups * call.sizes.value_channels);
     scratch_base = arena.size();
-    ThreadScratch<T> first(arena, call.sizes, widest_query);
+    ThreadScratch<T> first(arena, sizes, widest_query(call));
     scratch_size = arena.size() - scratch_base;
     arena.take<char>(scratch_size * (threads - 1));
   }
 
-  int64_t tiles, query_groups, key_groups, widest_query = 0, scratch_base, scratch_size;
+  QueryTile<T> query_tile(const AttentionBackward<S>& call, int source, int64_t batch, int64_t index) const {
+    const SourceLayout<T>& of = sources[source];
+    return {of.query_tiles + (batch * tiles + index) * of.tile_size, call.sizes.channels,
+            call.sources[source].query_channels};
+  }
+
+  int64_t tiles, query_groups, key_groups, scratch_base, scratch_size;
   SourceLayout<T> sources[kMaxSources];
-  T* dvalue_bias;
+  T *dvalue_bias, *dh;
 };
 
 // The tiles of group `group` of `groups`.
 inline TileRange tiles_of_group(int64_t tiles, int64_t group, int64_t groups) {
   const int64_t first = tiles * group / groups;
   return {first, tiles * (group + 1) / groups - first};
+}
+
+// One query tile of one source for stage 2, from dz in the scratch; adds to dvalue.
+template <class S, class T>
+void prepare_queries(const AttentionBackward<S>& call, const Layout<S>& layout, int source, int64_t batch,
+                     int64_t index, const ThreadScratch<T>& scratch, T* dvalue) {
+  const AttentionSizes& sizes = call.sizes;
+  const AttentionSource<S>& of = call.sources[source];
+  const int64_t channels = sizes.channels, channel_lanes = padded_lanes<T>(channels);
+  const TileRange queries = tile_of(index, sizes.positions);
+  const QueryTile<T> out = layout.query_tile(call, source, batch, index);
+  query_tile(of, channels, scratch.x, kTile, out.query);
+  multiply<T, Start::kZero>(channels, kTile, sizes.value_channels, columns_of(of.value, channels), scratch.dz, kTile,
+                            out.dr, kTile);
+  const Map<const S> r{call.r[source], channels * sizes.positions, sizes.positions};
+  load_map_tile(r, batch, queries, channels, scratch.dx);
+  copy_tile(1, queries.count, call.lse[source] + batch * sizes.positions + queries.first, 0, out.lse, kTile);
+  for (int64_t lane = 0; lane < kTile; lane += kLanes<T>) {
+    Vec<T> delta = broadcast(T(0));
+    for (int64_t at = lane; at < channels * kTile; at += kTile) delta += load(out.dr + at) * load(scratch.dx + at);
+    store(out.delta + lane, delta);
+  }
+  transpose_tile(channels, queries.count, scratch.dx, kTile, scratch.r_rows, channel_lanes);
+  multiply<T, Start::kAdd>(sizes.value_channels, channels, queries.count, rows_of<T>(scratch.dz, kTile), scratch.r_rows,
+                           channel_lanes, dvalue, channel_lanes);
 }
 
 // sum += row sums of a tile whose lanes beyond the map are 0.
@@ -137,40 +152,8 @@ void add_row_sums(int64_t rows, const T* tile, T* sum) {
   }
 }
 
-template <class T>
-void pack_query_tile(const AttentionBackward<T>& call, const Layout<T>& layout, int source, int64_t batch,
-                     TileRange queries, const QueryTile<T>& out, const ThreadScratch<T>& scratch, T* dvalue) {
-  const AttentionSizes& sizes = call.sizes;
-  const int64_t channels = sizes.channels, depth = call.sources[source].query_channels;
-  const SourceLayout<T>& of = layout.sources[source];
-  query_tile(of.weights, call.sources[source].score_bias, channels, scratch.hidden, scratch.query);
-  pack_panels(kTile, depth, scratch.query, 1, kTile, out.query_rows);
-  pack_panels(depth, kTile, scratch.query, kTile, 1, out.query);
-
-  multiply<T, Start::kZero>(channels, kTile, sizes.value_channels, panels(of.value_columns, sizes.value_channels),
-                            scratch.dz, kTile, scratch.dr, kTile);
-  pack_panels(kTile, channels, scratch.dr, 1, kTile, out.dr_rows);
-  pack_panels(channels, kTile, scratch.dr, kTile, 1, out.dr);
-
-  const Map<const T> r_map{call.r[source], channels * sizes.positions, sizes.positions};
-  load_map_tile(r_map, batch, queries, channels, scratch.dx);
-  for (int64_t lane = 0; lane < kTile; lane += kLanes<T>) {
-    Vec<T> delta = broadcast(T(0));
-    for (int64_t channel = 0; channel < channels; ++channel) {
-      delta += load(scratch.dr + channel * kTile + lane) * load(scratch.dx + channel * kTile + lane);
-    }
-    store(out.delta + lane, delta);
-  }
-  copy_tile(1, queries.count, call.lse[source] + batch * sizes.positions + queries.first, 0, out.lse, kTile);
-
-  const int64_t channel_lanes = padded_lanes<T>(channels);
-  transpose_tile(channels, kTile, scratch.dx, kTile, scratch.hidden_rows, channel_lanes);
-  multiply<T, Start::kAdd>(sizes.value_channels, channels, kTile, rows_of(scratch.dz, kTile), scratch.hidden_rows,
-                           channel_lanes, dvalue, channel_lanes);
-}
-
-template <class T>
-void query_stage(const AttentionBackward<T>& call, const Layout<T>& layout, int64_t batch, int64_t group,
+template <class S, class T>
+void query_stage(const AttentionBackward<S>& call, const Layout<S>& layout, int64_t batch, int64_t group,
                  const ThreadScratch<T>& scratch) {
   const AttentionSizes& sizes = call.sizes;
   const int64_t task = batch * layout.query_groups + group;
@@ -183,14 +166,12 @@ void query_stage(const AttentionBackward<T>& call, const Layout<T>& layout, int6
   const TileRange tiles = tiles_of_group(layout.tiles, group, layout.query_groups);
   for (int64_t index = tiles.first; index < tiles.first + tiles.count; ++index) {
     const TileRange queries = tile_of(index, sizes.positions);
-    load_map_tile(call.sources[0].x, batch, queries, sizes.channels, scratch.hidden);
+    load_map_tile(call.sources[0].x, batch, queries, sizes.channels, scratch.x);
     load_map_tile(call.dz, batch, queries, sizes.value_channels, scratch.dz);
     add_row_sums(sizes.value_channels, scratch.dz, dvalue_bias);
     for (int s = 0; s < call.source_count; ++s) {
       const SourceLayout<T>& of = layout.sources[s];
-      const QueryTile<T> out(of.query_tiles + (batch * layout.tiles + index) * of.tile_size, sizes.channels,
-                             call.sources[s].query_channels);
-      pack_query_tile(call, layout, s, batch, queries, out, scratch, of.dvalue + task * of.value_size);
+      prepare_queries(call, layout, s, batch, index, scratch, of.dvalue + task * of.value_size);
     }
   }
 }
@@ -203,202 +184,186 @@ void softmax_gradient(int64_t queries, int64_t lanes, const QueryTile<T>& tile, 
     for (int64_t lane = 0; lane < lanes; lane += kLanes<T>) {
       T* weight = weights + query * kTile + lane;
       T* dscore = dscores + query * kTile + lane;
-      const Vec<T> p = exponential<T>(load(weight) - lse);
+      const Vec<T> p = softmax_exponential<T>(load(weight) - lse);
       store(weight, p);
       store(dscore, p * (load(dscore) - delta));
     }
   }
 }
 
-// What flows back through the keys of one tile, and its share of the key map's gradient.
-template <class T>
-void finish_keys(const AttentionBackward<T>& call, const Layout<T>& layout, int source, int64_t count,
+// dx, dkeys and the share of dquery of one key tile, whose x, keys and transposed keys are in place.
+template <class S, class T>
+void attend_backward(const AttentionBackward<S>& call, const Layout<S>& layout, int source, int64_t batch,
+                     int64_t keys_count, const T* keys, T* dquery, const ThreadScratch<T>& scratch) {
+  const int64_t channels = call.sizes.channels, depth = call.sources[source].query_channels;
+  const int64_t query_lanes = layout.sources[source].query_lanes;
+  std::memset(scratch.dx, 0, channels * kTile * sizeof(T));
+  std::memset(scratch.dkeys, 0, depth * kTile * sizeof(T));
+  for (int64_t index = 0; index < layout.tiles; ++index) {
+    const int64_t queries = tile_of(index, call.sizes.positions).count;
+    const QueryTile<T> tile = layout.query_tile(call, source, batch, index);
+    multiply<T, Start::kZero>(queries, keys_count, depth, columns_of<T>(tile.query, kTile), keys, kTile,
+                              scratch.weights, kTile);
+    multiply<T, Start::kZero>(queries, keys_count, channels, columns_of<T>(tile.dr, kTile), scratch.x, kTile,
+                              scratch.dscores, kTile);
+    softmax_gradient(queries, keys_count, tile, scratch.weights, scratch.dscores);
+    multiply<T, Start::kAdd>(channels, keys_count, queries, rows_of<T>(tile.dr, kTile), scratch.weights, kTile,
+                             scratch.dx, kTile);
+    multiply<T, Start::kAdd>(depth, keys_count, queries, rows_of<T>(tile.query, kTile), scratch.dscores, kTile,
+                             scratch.dkeys, kTile);
+    multiply<T, Start::kAdd>(queries, depth, keys_count, rows_of<T>(scratch.dscores, kTile), scratch.rows, query_lanes,
+                             dquery + index * kTile * query_lanes, query_lanes);
+  }
+}
+
+// What flows back through the keys of one tile into dx, and the tile's share of the key map's gradient.
+template <class S, class T>
+void finish_keys(const AttentionBackward<S>& call, int source, int64_t count, int64_t query_lanes,
                  const ThreadScratch<T>& scratch, T* dkey) {
   const int64_t channels = call.sizes.channels, depth = call.sources[source].query_channels;
-  const SourceLayout<T>& of = layout.sources[source];
   if (call.sources[source].key == nullptr) {
     for (int64_t at = 0; at < channels * kTile; at += kLanes<T>)
       store(scratch.dx + at, load(scratch.dx + at) + load(scratch.dkeys + at));
     return;
   }
-  multiply<T, Start::kAdd>(channels, kTile, depth, panels(of.key_columns, depth), scratch.dkeys, kTile, scratch.dx,
-                           kTile);
-  const int64_t channel_lanes = padded_lanes<T>(channels);
-  transpose_tile(channels, kTile, scratch.hidden, kTile, scratch.hidden_rows, channel_lanes);
-  multiply<T, Start::kAdd>(depth, channels, count, rows_of(scratch.dkeys, kTile), scratch.hidden_rows, channel_lanes,
-                           dkey, channel_lanes);
+  multiply<T, Start::kAdd>(channels, count, depth, columns_of(call.sources[source].key, channels), scratch.dkeys, kTile,
+                           scratch.dx, kTile);
+  transpose_tile(depth, count, scratch.dkeys, kTile, scratch.rows, query_lanes);
+  multiply<T, Start::kAdd>(channels, depth, count, rows_of<T>(scratch.x, kTile), scratch.rows, query_lanes, dkey,
+                           query_lanes);
 }
 
-template <class T>
-void key_tile_task(const AttentionBackward<T>& call, const Layout<T>& layout, int source, int64_t batch,
-                   TileRange keys_range, T* dquery, T* dkey, const ThreadScratch<T>& scratch) {
-  const AttentionSizes& sizes = call.sizes;
-  const int64_t channels = sizes.channels, depth = call.sources[source].query_channels;
-  const int64_t lanes = padded_lanes<T>(keys_range.count);
-  const SourceLayout<T>& of = layout.sources[source];
-  load_map_tile(call.sources[source].x, batch, keys_range, channels, scratch.hidden);
-  const T* keys = key_tile(of.weights, channels, scratch.hidden, scratch.query);
-  transpose_tile(depth, kTile, keys, kTile, scratch.key_rows, of.query_lanes);
-  std::memset(scratch.dx, 0, padded_rows(channels) * kTile * sizeof(T));
-  std::memset(scratch.dkeys, 0, padded_rows(depth) * kTile * sizeof(T));
-  for (int64_t index = 0; index < layout.tiles; ++index) {
-    const int64_t queries = tile_of(index, sizes.positions).count;
-    const QueryTile<T> tile(of.query_tiles + (batch * layout.tiles + index) * of.tile_size, channels, depth);
-    multiply<T, Start::kZero>(queries, lanes, depth, panels(tile.query_rows, depth), keys, kTile, scratch.weights,
-                              kTile);
-    multiply<T, Start::kZero>(queries, lanes, channels, panels(tile.dr_rows, channels), scratch.hidden, kTile,
-                              scratch.dscores, kTile);
-    softmax_gradient(queries, lanes, tile, scratch.weights, scratch.dscores);
-    multiply<T, Start::kAdd>(channels, lanes, queries, panels(tile.dr, kTile), scratch.weights, kTile, scratch.dx,
-                             kTile);
-    multiply<T, Start::kAdd>(depth, lanes, queries, panels(tile.query, kTile), scratch.dscores, kTile, scratch.dkeys,
-                             kTile);
-    multiply<T, Start::kAdd>(queries, depth, keys_range.count, rows_of(scratch.dscores, kTile), scratch.key_rows,
-                             of.query_lanes, dquery + index * kTile * of.query_lanes, of.query_lanes);
-  }
-  finish_keys(call, layout, source, keys_range.count, scratch, dkey);
-  T* dx = call.gradients[source].x + batch * channels * sizes.positions + keys_range.first;
-  for (int64_t channel = 0; channel < channels; ++channel) {
-    std::memcpy(dx + channel * sizes.positions, scratch.dx + channel * kTile, keys_range.count * sizeof(T));
-  }
-}
-
-template <class T>
-void key_stage(const AttentionBackward<T>& call, const Layout<T>& layout, int source, int64_t batch, int64_t group,
+template <class S, class T>
+void key_stage(const AttentionBackward<S>& call, const Layout<S>& layout, int source, int64_t batch, int64_t group,
                const ThreadScratch<T>& scratch) {
+  const int64_t channels = call.sizes.channels, positions = call.sizes.positions;
   const SourceLayout<T>& of = layout.sources[source];
   const int64_t task = batch * layout.key_groups + group, dquery_size = layout.tiles * kTile * of.query_lanes;
-  T* dquery = of.dquery + task * dquery_size;
-  T* dkey = of.dkey + task * of.score_size;
+  T *dquery = of.dquery + task * dquery_size, *dkey = of.dkey + task * of.map_size;
   std::memset(dquery, 0, dquery_size * sizeof(T));
-  std::memset(dkey, 0, of.score_size * sizeof(T));
+  std::memset(dkey, 0, of.map_size * sizeof(T));
   const TileRange tiles = tiles_of_group(layout.tiles, group, layout.key_groups);
   for (int64_t index = tiles.first; index < tiles.first + tiles.count; ++index) {
-    key_tile_task(call, layout, source, batch, tile_of(index, call.sizes.positions), dquery, dkey, scratch);
+    const TileRange range = tile_of(index, positions);
+    load_map_tile(call.sources[source].x, batch, range, channels, scratch.x);
+    const T* keys = key_tile(call.sources[source], channels, scratch.x, kTile, scratch.keys);
+    transpose_tile(call.sources[source].query_channels, range.count, keys, kTile, scratch.rows, of.query_lanes);
+    attend_backward(call, layout, source, batch, range.count, keys, dquery, scratch);
+    finish_keys(call, source, range.count, of.query_lanes, scratch, dkey);
+    const int64_t offset = batch * channels * positions + range.first;
+    if (source == 0) {
+      store_tile(channels, range.count, scratch.dx, kTile, layout.dh + offset, positions);
+    } else {
+      store_tile(channels, range.count, scratch.dx, kTile, call.gradients[source].x + offset, positions);
+    }
   }
 }
 
-// Sums dquery of a tile over the key groups into scratch.query, (D x kTile), with 0 beyond the map.
-template <class T>
-void sum_dquery(const Layout<T>& layout, const SourceLayout<T>& of, int64_t depth, int64_t batch, int64_t index,
-                TileRange queries, const ThreadScratch<T>& scratch) {
+// Sums dquery of a tile over the key groups into scratch.rows, (kTile x D), with 0 beyond the map.
+template <class S, class T>
+void sum_dquery(const Layout<S>& layout, const SourceLayout<T>& of, int64_t batch, int64_t index, int64_t queries,
+                const ThreadScratch<T>& scratch) {
   const int64_t size = kTile * of.query_lanes;
   const T* share = of.dquery + (batch * layout.key_groups * layout.tiles + index) * size;
-  std::memcpy(scratch.key_rows, share, size * sizeof(T));
+  std::memcpy(scratch.rows, share, size * sizeof(T));
   for (int64_t group = 1; group < layout.key_groups; ++group) {
     share += layout.tiles * size;
     for (int64_t at = 0; at < size; at += kLanes<T>)
-      store(scratch.key_rows + at, load(scratch.key_rows + at) + load(share + at));
+      store(scratch.rows + at, load(scratch.rows + at) + load(share + at));
   }
-  for (int64_t at = queries.count * of.query_lanes; at < size; ++at) scratch.key_rows[at] = T(0);
-  transpose_tile(kTile, depth, scratch.key_rows, of.query_lanes, scratch.query, kTile);
+  std::memset(scratch.rows + queries * of.query_lanes, 0, (kTile - queries) * of.query_lanes * sizeof(T));
 }
 
-template <class T>
-void query_gradient_stage(const AttentionBackward<T>& call, const Layout<T>& layout, int64_t batch, int64_t group,
+template <class S, class T>
+void query_gradient_stage(const AttentionBackward<S>& call, const Layout<S>& layout, int64_t batch, int64_t group,
                           const ThreadScratch<T>& scratch) {
   const AttentionSizes& sizes = call.sizes;
-  const int64_t channels = sizes.channels, channel_lanes = padded_lanes<T>(channels),
-                task = batch * layout.query_groups + group;
+  const int64_t channels = sizes.channels, task = batch * layout.query_groups + group;
   for (int s = 0; s < call.source_count; ++s) {
     const SourceLayout<T>& of = layout.sources[s];
-    std::memset(of.dscore + task * of.score_size, 0, of.score_size * sizeof(T));
-    std::memset(of.dscore_bias + task * of.bias_size, 0, of.bias_size * sizeof(T));
+    std::memset(of.dscore + task * of.map_size, 0, of.map_size * sizeof(T));
+    std::memset(of.dscore_bias + task * of.query_lanes, 0, of.query_lanes * sizeof(T));
   }
   const TileRange tiles = tiles_of_group(layout.tiles, group, layout.query_groups);
   for (int64_t index = tiles.first; index < tiles.first + tiles.count; ++index) {
     const TileRange queries = tile_of(index, sizes.positions);
-    load_map_tile(call.sources[0].x, batch, queries, channels, scratch.hidden);
-    transpose_tile(channels, kTile, scratch.hidden, kTile, scratch.hidden_rows, channel_lanes);
-    T* dh = call.gradients[0].x + batch * channels * sizes.positions + queries.first;
-    copy_tile(channels, queries.count, dh, sizes.positions, scratch.dx, kTile);
+    const int64_t offset = batch * channels * sizes.positions + queries.first;
+    load_map_tile(call.sources[0].x, batch, queries, channels, scratch.x);
+    copy_tile(channels, queries.count, layout.dh + offset, sizes.positions, scratch.dx, kTile);
     for (int s = 0; s < call.source_count; ++s) {
       const SourceLayout<T>& of = layout.sources[s];
       const int64_t depth = call.sources[s].query_channels;
-      sum_dquery(layout, of, depth, batch, index, queries, scratch);
-      multiply<T, Start::kAdd>(channels, kTile, depth, panels(of.score_columns, depth), scratch.query, kTile,
-                               scratch.dx, kTile);
-      multiply<T, Start::kAdd>(depth, channels, kTile, rows_of(scratch.query, kTile), scratch.hidden_rows,
-                               channel_lanes, of.dscore + task * of.score_size, channel_lanes);
-      add_row_sums(depth, scratch.query, of.dscore_bias + task * of.bias_size);
+      sum_dquery(layout, of, batch, index, queries.count, scratch);
+      multiply<T, Start::kAdd>(channels, depth, queries.count, rows_of<T>(scratch.x, kTile), scratch.rows,
+                               of.query_lanes, of.dscore + task * of.map_size, of.query_lanes);
+      transpose_tile(kTile, depth, scratch.rows, of.query_lanes, scratch.dkeys, kTile);
+      add_row_sums(depth, scratch.dkeys, of.dscore_bias + task * of.query_lanes);
+      multiply<T, Start::kAdd>(channels, kTile, depth, columns_of(call.sources[s].score, channels), scratch.dkeys,
+                               kTile, scratch.dx, kTile);
     }
-    for (int64_t channel = 0; channel < channels; ++channel) {
-      std::memcpy(dh + channel * sizes.positions, scratch.dx + channel * kTile, queries.count * sizeof(T));
-    }
+    store_tile(channels, queries.count, scratch.dx, kTile, call.gradients[0].x + offset, sizes.positions);
   }
 }
 
-template <class T>
-void reduce_source(const AttentionBackward<T>& call, const Layout<T>& layout, int source) {
-  const AttentionSizes& sizes = call.sizes;
-  const SourceLayout<T>& of = layout.sources[source];
-  const AttentionGradients<T>& out = call.gradients[source];
-  const int64_t depth = call.sources[source].query_channels, channels = sizes.channels,
-                lanes = padded_lanes<T>(channels);
-  const int64_t query_tasks = sizes.batch * layout.query_groups, key_tasks = sizes.batch * layout.key_groups;
-  reduce(query_tasks, depth, channels, of.dscore, of.score_size, lanes, out.score);
-  reduce(query_tasks, 1, depth, of.dscore_bias, of.bias_size, depth, out.score_bias);
-  reduce(query_tasks, sizes.value_channels, channels, of.dvalue, of.value_size, lanes, out.value);
-  if (out.key != nullptr) reduce(key_tasks, depth, channels, of.dkey, of.score_size, lanes, out.key);
+// Sums the weight gradients over the tasks; the threads of the parallel region share the work.
+template <class S>
+void reduce_source(const AttentionBackward<S>& call, const Layout<S>& layout, int source) {
+  const auto& of = layout.sources[source];
+  const int64_t query_tasks = call.sizes.batch * layout.query_groups, key_tasks = call.sizes.batch * layout.key_groups;
+  reduce(query_tasks, of.map_size, of.dscore);
+  reduce(query_tasks, of.query_lanes, of.dscore_bias);
+  reduce(query_tasks, of.value_size, of.dvalue);
+  if (call.gradients[source].key != nullptr) reduce(key_tasks, of.map_size, of.dkey);
 }
 
-template <class T>
-void pack_weights(const AttentionBackward<T>& call, const Layout<T>& layout) {
-  const int64_t channels = call.sizes.channels;
-  for (int s = 0; s < call.source_count; ++s) {
-    const AttentionSource<T>& source = call.sources[s];
-    SourceLayout<T> of = layout.sources[s];
-    of.weights.pack(source, channels);
-    pack_panels(channels, call.sizes.value_channels, source.value, 1, channels, of.value_columns);
-    pack_panels(channels, source.query_channels, source.score, 1, channels, of.score_columns);
-    if (source.key != nullptr) pack_panels(channels, source.query_channels, source.key, 1, channels, of.key_columns);
-  }
+template <class S>
+void store_weight_gradients(const AttentionBackward<S>& call, const Layout<S>& layout, int source) {
+  const auto& of = layout.sources[source];
+  const AttentionGradients<S>& out = call.gradients[source];
+  const int64_t depth = call.sources[source].query_channels, channels = call.sizes.channels;
+  transpose_tile(channels, depth, of.dscore, of.query_lanes, out.score, channels);
+  copy_lanes(of.dscore_bias, depth, out.score_bias);
+  store_tile(call.sizes.value_channels, channels, of.dvalue, padded_lanes<Compute<S>>(channels), out.value, channels);
+  if (out.key != nullptr) transpose_tile(channels, depth, of.dkey, of.query_lanes, out.key, channels);
 }
 
 }  // namespace
 
-template <class T>
-void attention_backward(const AttentionBackward<T>& call, int threads) {
+template <class S>
+void attention_backward(const AttentionBackward<S>& call, int threads) {
   threads = useful_threads(threads, pair_work(call));
   Arena measure;
-  Layout<T>(measure, call, threads);
-  const Block block(measure.size());
-  Arena arena(block.data());
-  const Layout<T> layout(arena, call, threads);
-  pack_weights(call, layout);
+  Layout<S>(measure, call, threads);
+  const Workspace workspace(measure.size());
+  Arena arena(workspace.data());
+  const Layout<S> layout(arena, call, threads);
   const int64_t batch = call.sizes.batch, query_tasks = batch * layout.query_groups,
                 key_tasks = batch * layout.key_groups;
 #pragma omp parallel num_threads(threads)
   {
-    Arena own(block.data() + layout.scratch_base + thread_index() * layout.scratch_size);
-    const ThreadScratch<T> scratch(own, call.sizes, layout.widest_query);
+    Arena own(workspace.data() + layout.scratch_base + thread_index() * layout.scratch_size);
+    const ThreadScratch<Compute<S>> scratch(own, call.sizes, widest_query(call));
 #pragma omp for schedule(dynamic)
-    for (int64_t task = 0; task < query_tasks; ++task) {
+    for (int64_t task = 0; task < query_tasks; ++task)
       query_stage(call, layout, task / layout.query_groups, task % layout.query_groups, scratch);
-    }
 #pragma omp for schedule(dynamic)
     for (int64_t task = 0; task < key_tasks * call.source_count; ++task) {
       key_stage(call, layout, static_cast<int>(task / key_tasks), task % key_tasks / layout.key_groups,
                 task % layout.key_groups, scratch);
     }
 #pragma omp for schedule(dynamic)
-    for (int64_t task = 0; task < query_tasks; ++task) {
+    for (int64_t task = 0; task < query_tasks; ++task)
       query_gradient_stage(call, layout, task / layout.query_groups, task % layout.query_groups, scratch);
-    }
-#pragma omp for schedule(dynamic)
-    for (int64_t task = 0; task <= call.source_count; ++task) {
-      if (task < call.source_count) {
-        reduce_source(call, layout, static_cast<int>(task));
-      } else {
-        reduce(query_tasks, 1, call.sizes.value_channels, layout.dvalue_bias, call.sizes.value_channels,
-               call.sizes.value_channels, call.dvalue_bias);
-      }
-    }
+    for (int source = 0; source < call.source_count; ++source) reduce_source(call, layout, source);
+    reduce(query_tasks, call.sizes.value_channels, layout.dvalue_bias);
   }
+  for (int source = 0; source < call.source_count; ++source) store_weight_gradients(call, layout, source);
+  copy_lanes(layout.dvalue_bias, call.sizes.value_channels, call.dvalue_bias);
 }
 
 template void attention_backward<float>(const AttentionBackward<float>&, int);
 template void attention_backward<double>(const AttentionBackward<double>&, int);
+template void attention_backward<bfloat16>(const AttentionBackward<bfloat16>&, int);
 
 }  // namespace FASTSAM_ISA
 }  // namespace fastsam

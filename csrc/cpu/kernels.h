@@ -9,20 +9,21 @@
 
 namespace fastsam {
 
-template <class T>
+template <class S>
 struct CpuKernels {
-  void (*attention_forward)(const AttentionForward<T>&, int threads);
-  void (*attention_backward)(const AttentionBackward<T>&, int threads);
-  void (*separable_gates_forward)(const SeparableGatesForward<T>&, int threads);
-  void (*separable_gates_backward)(const SeparableGatesBackward<T>&, int threads);
-  void (*lstm_gates_forward)(const LstmGatesForward<T>&, int threads);
-  void (*lstm_gates_backward)(const LstmGatesBackward<T>&, int threads);
+  void (*attention_forward)(const AttentionForward<S>&, int threads);
+  void (*attention_backward)(const AttentionBackward<S>&, int threads);
+  void (*separable_gates_forward)(const SeparableGatesForward<S>&, int threads);
+  void (*separable_gates_backward)(const SeparableGatesBackward<S>&, int threads);
+  void (*lstm_gates_forward)(const LstmGatesForward<S>&, int threads);
+  void (*lstm_gates_backward)(const LstmGatesBackward<S>&, int threads);
 };
 
-#define FASTSAM_DECLARE_KERNELS(isa)        \
-  namespace isa {                           \
-  extern const CpuKernels<float> kFloat32;  \
-  extern const CpuKernels<double> kFloat64; \
+#define FASTSAM_DECLARE_KERNELS(isa)           \
+  namespace isa {                              \
+  extern const CpuKernels<float> kFloat32;     \
+  extern const CpuKernels<double> kFloat64;    \
+  extern const CpuKernels<bfloat16> kBfloat16; \
   }
 
 FASTSAM_DECLARE_KERNELS(generic)

@@ -6,18 +6,18 @@
 namespace fastsam {
 namespace FASTSAM_ISA {
 
-template <class T>
-void attention_forward(const AttentionForward<T>& call, int threads);
-template <class T>
-void attention_backward(const AttentionBackward<T>& call, int threads);
-template <class T>
-void separable_gates_forward(const SeparableGatesForward<T>& call, int threads);
-template <class T>
-void separable_gates_backward(const SeparableGatesBackward<T>& call, int threads);
-template <class T>
-void lstm_gates_forward(const LstmGatesForward<T>& call, int threads);
-template <class T>
-void lstm_gates_backward(const LstmGatesBackward<T>& call, int threads);
+template <class S>
+void attention_forward(const AttentionForward<S>& call, int threads);
+template <class S>
+void attention_backward(const AttentionBackward<S>& call, int threads);
+template <class S>
+void separable_gates_forward(const SeparableGatesForward<S>& call, int threads);
+template <class S>
+void separable_gates_backward(const SeparableGatesBackward<S>& call, int threads);
+template <class S>
+void lstm_gates_forward(const LstmGatesForward<S>& call, int threads);
+template <class S>
+void lstm_gates_backward(const LstmGatesBackward<S>& call, int threads);
 
 }  // namespace FASTSAM_ISA
 }  // namespace fastsam

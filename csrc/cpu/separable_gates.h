@@ -17,20 +17,22 @@ inline int64_t gate_work(const GateSizes& sizes) {
 
 // A map is cut into blocks of a few rows and up to kBlockWidth columns, about kBlockLanes positions, so that u and the
 // gates of a block stay in the L2 cache. A row of a block takes `row_lanes` lanes.
-constexpr int64_t kBlockLanes = 96, kBlockWidth = 96;
+constexpr int64_t kBlockLanes = 192, kBlockWidth = 96;
 
 template <class T>
 struct Blocks {
   explicit Blocks(const GateSizes& sizes)
       : row_lanes(padded_lanes<T>(smaller(sizes.width, kBlockWidth))),
-        rows(smaller(sizes.height, kBlockLanes > row_lanes ? kBlockLanes / row_lanes : 1)),
-        down((sizes.height + rows - 1) / rows),
-        across((sizes.width + kBlockWidth - 1) / kBlockWidth) {}
+        down((sizes.height * row_lanes + kBlockLanes - 1) / kBlockLanes),
+        rows((sizes.height + down - 1) / down),
+        across((sizes.width + kBlockWidth - 1) / kBlockWidth) {
+    down = (sizes.height + rows - 1) / rows;
+  }
 
   int64_t count() const { return down * across; }
   int64_t lanes() const { return rows * row_lanes; }
 
-  int64_t row_lanes, rows, down, across;
+  int64_t row_lanes, down, rows, across;
 };
 
 struct Block2d {
@@ -44,55 +46,76 @@ inline Block2d block_at(const Blocks<T>& blocks, const GateSizes& sizes, int64_t
 }
 
 // Channel `channel` of [z; h].
-template <class T, class Call>
-inline const T* input_channel(const Call& call, int64_t batch, int64_t channel) {
-  const int64_t z_channels = call.sizes.z_channels;
-  if (channel < z_channels) return call.z.data + batch * call.z.stride_batch + channel * call.z.stride_channel;
-  return call.h.data + batch * call.h.stride_batch + (channel - z_channels) * call.h.stride_channel;
+template <class S>
+inline const S* input_channel(const GateSizes& sizes, const Map<const S>& z, const Map<const S>& h, int64_t batch,
+                              int64_t channel) {
+  if (channel < sizes.z_channels) return z.data + batch * z.stride_batch + channel * z.stride_channel;
+  return h.data + batch * h.stride_batch + (channel - sizes.z_channels) * h.stride_channel;
 }
 
-// Copies rows x columns from (top, left) of a height x width plane, 0 outside of it.
+// Sets at least `count` lanes to 0, and up to a vector more.
 template <class T>
-inline void copy_window(const T* plane, int64_t height, int64_t width, int64_t top, int64_t left, int64_t rows,
+inline void clear_over(T* lane, int64_t count) {
+  for (int64_t index = 0; index < count; index += kLanes<T>) store(lane + index, broadcast(T(0)));
+}
+
+// Copies rows x columns from (top, left) of a height x width plane, 0 outside of it. Rows come in order and may spill
+// zeros into the start of the next one; `out` has room for a vector more than the rows.
+template <class S, class T>
+inline void copy_window(const S* plane, int64_t height, int64_t width, int64_t top, int64_t left, int64_t rows,
                         int64_t columns, T* out, int64_t out_stride) {
   const int64_t first = left < 0 ? -left : 0, last = smaller(columns, width - left);
   for (int64_t row = 0; row < rows; ++row) {
     T* line = out + row * out_stride;
     const int64_t y = top + row;
     if (y < 0 || y >= height || last <= first) {
-      std::memset(line, 0, columns * sizeof(T));
+      clear_over(line, columns);
       continue;
     }
-    std::memset(line, 0, first * sizeof(T));
-    std::memcpy(line + first, plane + y * width + left + first, (last - first) * sizeof(T));
-    std::memset(line + last, 0, (columns - last) * sizeof(T));
+    clear_over(line, first);
+    copy_lanes(plane + y * width + left + first, last - first, line + first);
+    clear_over(line + last, columns - last);
   }
 }
 
-// Rows x row_lanes of a correlation with a k x k filter; window holds the input with its halo. Eight vectors at a time
-// share each filter tap.
+// Rows x Vectors of a correlation with a k x k filter: each tap is read once for all of them.
+template <class T, int Rows, int Vectors>
+inline void correlate_block(const T* window, int64_t window_stride, const T* filter, int64_t k, T* out,
+                            int64_t row_lanes) {
+  Vec<T> sum[Rows][Vectors];
+  for (int row = 0; row < Rows; ++row) {
+    for (int vector = 0; vector < Vectors; ++vector) sum[row][vector] = broadcast(T(0));
+  }
+  for (int64_t dy = 0; dy < k; ++dy) {
+    const T* line = window + dy * window_stride;
+    for (int64_t dx = 0; dx < k; ++dx) {
+      const Vec<T> tap = broadcast(filter[dy * k + dx]);
+      for (int row = 0; row < Rows; ++row) {
+        for (int vector = 0; vector < Vectors; ++vector)
+          sum[row][vector] += tap * load(line + dx + row * window_stride + vector * kLanes<T>);
+      }
+    }
+  }
+  for (int row = 0; row < Rows; ++row) {
+    for (int vector = 0; vector < Vectors; ++vector)
+      store(out + row * row_lanes + vector * kLanes<T>, sum[row][vector]);
+  }
+}
+
+// Rows x row_lanes of a correlation with a k x k filter; window holds the input with its halo.
 template <class T>
 inline void correlate(const T* window, int64_t window_stride, const T* filter, int64_t k, int64_t rows,
                       int64_t row_lanes, T* out) {
-  constexpr int kBatch = 8;
-  const int64_t per_row = row_lanes / kLanes<T>, vectors = rows * per_row;
-  for (int64_t first = 0; first < vectors; first += kBatch) {
-    const T* at[kBatch];
-    for (int index = 0; index < kBatch; ++index) {
-      const int64_t vector = smaller(first + index, vectors - 1);
-      at[index] = window + vector / per_row * window_stride + vector % per_row * kLanes<T>;
-    }
-    Vec<T> sum[kBatch];
-    for (int index = 0; index < kBatch; ++index) sum[index] = broadcast(T(0));
-    for (int64_t dy = 0; dy < k; ++dy) {
-      for (int64_t dx = 0; dx < k; ++dx) {
-        const Vec<T> tap = broadcast(filter[dy * k + dx]);
-        const int64_t offset = dy * window_stride + dx;
-        for (int index = 0; index < kBatch; ++index) sum[index] += tap * load(at[index] + offset);
-      }
-    }
-    for (int index = 0; index < kBatch && first + index < vectors; ++index)
-      store(out + (first + index) * kLanes<T>, sum[index]);
+  for (int64_t lane = 0; lane < row_lanes;) {
+    const bool wide = lane + 2 * kLanes<T> <= row_lanes;
+    const auto block = wide ? correlate_block<T, 4, 2> : correlate_block<T, 4, 1>;
+    const auto line = wide ? correlate_block<T, 1, 2> : correlate_block<T, 1, 1>;
+    int64_t row = 0;
+    for (; row + 4 <= rows; row += 4)
+      block(window + row * window_stride + lane, window_stride, filter, k, out + row * row_lanes + lane, row_lanes);
+    for (; row < rows; ++row)
+      line(window + row * window_stride + lane, window_stride, filter, k, out + row * row_lanes + lane, row_lanes);
+    lane += wide ? 2 * kLanes<T> : kLanes<T>;
   }
 }
 
@@ -101,8 +124,8 @@ struct GateScratch {
   GateScratch(Arena& arena, const GateSizes& sizes, const Blocks<T>& blocks)
       : window_stride(blocks.row_lanes + sizes.kernel_size),
         window(arena.take<T>((blocks.rows + sizes.kernel_size) * window_stride + kLanes<T>)),
-        u(arena.take<T>(padded_rows(sizes.z_channels + sizes.channels) * blocks.lanes())),
-        gates(arena.take<T>(padded_rows(3 * sizes.channels) * blocks.lanes())),
+        u(arena.take<T>((sizes.z_channels + sizes.channels) * blocks.lanes())),
+        gates(arena.take<T>(3 * sizes.channels * blocks.lanes())),
         plane(arena.take<T>(blocks.lanes())) {}
 
   int64_t window_stride;
@@ -110,13 +133,13 @@ struct GateScratch {
 };
 
 // u = depthwise * [z; h] on a block.
-template <class T, class Call>
+template <class Call, class T>
 inline void depthwise_block(const Call& call, const Blocks<T>& blocks, int64_t batch, Block2d block,
                             const GateScratch<T>& scratch) {
   const GateSizes& sizes = call.sizes;
   const int64_t k = sizes.kernel_size, pad = k / 2, lanes = blocks.lanes();
   for (int64_t channel = 0; channel < sizes.z_channels + sizes.channels; ++channel) {
-    const T* plane = input_channel<T>(call, batch, channel);
+    const auto* plane = input_channel(sizes, call.z, call.h, batch, channel);
     T* u = scratch.u + channel * lanes;
     if (call.depthwise == nullptr) {
       copy_window(plane, sizes.height, sizes.width, block.top, block.left, block.rows, blocks.row_lanes, u,
@@ -130,23 +153,14 @@ inline void depthwise_block(const Call& call, const Blocks<T>& blocks, int64_t b
   }
 }
 
-// The gates before activation: pointwise u + bias.
-template <class T, class Call>
+// The gates of a block before bias and activation: pointwise u.
+template <class Call, class T>
 inline void gates_block(const Call& call, const Blocks<T>& blocks, int64_t batch, Block2d block,
-                        const T* pointwise_panels, const GateScratch<T>& scratch) {
-  const GateSizes& sizes = call.sizes;
-  const int64_t inputs = sizes.z_channels + sizes.channels, lanes = blocks.lanes(),
-                used = block.rows * blocks.row_lanes;
+                        const GateScratch<T>& scratch) {
+  const int64_t inputs = call.sizes.z_channels + call.sizes.channels, lanes = blocks.lanes();
   depthwise_block(call, blocks, batch, block, scratch);
-  multiply<T, Start::kZero>(3 * sizes.channels, used, inputs, panels(pointwise_panels, inputs), scratch.u, lanes,
-                            scratch.gates, lanes);
-  if (call.bias == nullptr) return;
-  for (int64_t row = 0; row < 3 * sizes.channels; ++row) {
-    const Vec<T> shift = broadcast(call.bias[row]);
-    for (int64_t lane = 0; lane < used; lane += kLanes<T>) {
-      store(scratch.gates + row * lanes + lane, load(scratch.gates + row * lanes + lane) + shift);
-    }
-  }
+  multiply<T, Start::kZero>(3 * call.sizes.channels, block.rows * blocks.row_lanes, inputs,
+                            rows_of(call.pointwise, inputs), scratch.u, lanes, scratch.gates, lanes);
 }
 
 template <class T>
@@ -154,18 +168,29 @@ struct GateActivations {
   Vec<T> i, g, o;
 };
 
+// The activated gates of one channel of a block.
 template <class T>
-inline GateActivations<T> activate(const T* gates, int64_t channel, int64_t channels, int64_t lanes, int64_t lane) {
-  return {sigmoid<T>(load(gates + channel * lanes + lane)), tanh<T>(load(gates + (channels + channel) * lanes + lane)),
-          sigmoid<T>(load(gates + (2 * channels + channel) * lanes + lane))};
-}
+struct GateChannel {
+  GateChannel(const T* gates, const T* bias, int64_t channel, int64_t channels, int64_t lanes) {
+    for (int gate = 0; gate < 3; ++gate) {
+      row[gate] = gates + (gate * channels + channel) * lanes;
+      shift[gate] = broadcast(bias == nullptr ? T(0) : bias[gate * channels + channel]);
+    }
+  }
+
+  GateActivations<T> at(int64_t lane) const {
+    return {sigmoid<T>(load(row[0] + lane) + shift[0]), tanh<T>(load(row[1] + lane) + shift[1]),
+            sigmoid<T>(load(row[2] + lane) + shift[2])};
+  }
+
+  const T* row[3];
+  Vec<T> shift[3];
+};
 
 // Copies a block's valid part into a contiguous H x W plane.
-template <class T>
-inline void store_block(const T* tile, int64_t row_lanes, Block2d block, int64_t width, T* plane) {
-  for (int64_t row = 0; row < block.rows; ++row) {
-    std::memcpy(plane + (block.top + row) * width + block.left, tile + row * row_lanes, block.columns * sizeof(T));
-  }
+template <class T, class S>
+inline void store_block(const T* tile, int64_t row_lanes, Block2d block, int64_t width, S* plane) {
+  store_tile(block.rows, block.columns, tile, row_lanes, plane + block.top * width + block.left, width);
 }
 
 }  // namespace FASTSAM_ISA

@@ -18,7 +18,7 @@ struct ThreadScratch {
   ThreadScratch(Arena& arena, const GateSizes& sizes, const Blocks<T>& blocks)
       : gates(arena, sizes, blocks),
         u_rows(arena.take<T>(blocks.lanes() * padded_lanes<T>(sizes.z_channels + sizes.channels))),
-        du(arena.take<T>(padded_rows(sizes.z_channels + sizes.channels) * blocks.lanes())),
+        du(arena.take<T>((sizes.z_channels + sizes.channels) * blocks.lanes())),
         dh_hat(arena.take<T>(blocks.lanes())),
         dm_new(arena.take<T>(blocks.lanes())),
         filter(arena.take<T>(sizes.kernel_size * sizes.kernel_size)),
@@ -32,16 +32,16 @@ struct ThreadScratch {
   T *window, *plane;  // one channel of the map, with and without its halo
 };
 
-template <class T>
+template <class S>
 struct Layout {
-  Layout(Arena& arena, const SeparableGatesBackward<T>& call, int threads) : blocks(call.sizes) {
+  using T = Compute<S>;
+
+  Layout(Arena& arena, const SeparableGatesBackward<S>& call, int threads) : blocks(call.sizes) {
     const GateSizes& sizes = call.sizes;
     const int64_t inputs = sizes.z_channels + sizes.channels;
     groups = smaller(blocks.count(), (kTasks + sizes.batch - 1) / sizes.batch);
     input_lanes = padded_lanes<T>(inputs);
-    dpointwise_size = padded_rows(3 * sizes.channels) * input_lanes;
-    pointwise = arena.take<T>(padded_rows(3 * sizes.channels) * inputs);
-    pointwise_columns = arena.take<T>(padded_rows(inputs) * 3 * sizes.channels);
+    dpointwise_size = 3 * sizes.channels * input_lanes;
     dpointwise = arena.take<T>(sizes.batch * groups * dpointwise_size);
     dbias = arena.take<T>(sizes.batch * groups * 3 * sizes.channels);
     ddepthwise = arena.take<T>(sizes.batch * inputs * sizes.kernel_size * sizes.kernel_size);
@@ -54,11 +54,11 @@ struct Layout {
 
   Blocks<T> blocks;
   int64_t groups, input_lanes, dpointwise_size, scratch_base, scratch_size;
-  T *pointwise, *pointwise_columns, *dpointwise, *dbias, *ddepthwise, *du;
+  T *dpointwise, *dbias, *ddepthwise, *du;
 };
 
-template <class T>
-inline T* gradient_channel(const SeparableGatesBackward<T>& call, int64_t batch, int64_t channel) {
+template <class S>
+inline S* gradient_channel(const SeparableGatesBackward<S>& call, int64_t batch, int64_t channel) {
   const GateSizes& sizes = call.sizes;
   const int64_t area = sizes.height * sizes.width;
   if (channel < sizes.z_channels) return call.dz + (batch * sizes.z_channels + channel) * area;
@@ -68,30 +68,32 @@ inline T* gradient_channel(const SeparableGatesBackward<T>& call, int64_t batch,
 // Gates beyond the map come from whatever pixels lie there: infinite ones would make NaN of gradients that are 0.
 template <class T>
 void clear_beyond(Block2d block, int64_t row_lanes, T* tile) {
+  if (block.columns == row_lanes) return;
   for (int64_t row = 0; row < block.rows; ++row) {
     for (int64_t lane = block.columns; lane < row_lanes; ++lane) tile[row * row_lanes + lane] = T(0);
   }
 }
 
 // The gates of a block become their gradients, in place; 0 in the lanes beyond the map. Writes dm.
-template <class T>
-void gate_gradients(const SeparableGatesBackward<T>& call, const Blocks<T>& blocks, int64_t batch, Block2d block,
+template <class S, class T>
+void gate_gradients(const SeparableGatesBackward<S>& call, const Blocks<T>& blocks, int64_t batch, Block2d block,
                     const ThreadScratch<T>& scratch) {
   const GateSizes& sizes = call.sizes;
   const int64_t channels = sizes.channels, lanes = blocks.lanes(), row_lanes = blocks.row_lanes;
   const Vec<T> one = broadcast(T(1));
   T *gates = scratch.gates.gates, *memory = scratch.gates.plane;
-  const auto load_channel = [&](const Map<const T>& map, int64_t channel, T* out) {
+  const auto load_channel = [&](const Map<const S>& map, int64_t channel, T* out) {
     copy_window(map.data + batch * map.stride_batch + channel * map.stride_channel, sizes.height, sizes.width,
                 block.top, block.left, block.rows, block.columns, out, row_lanes);
     clear_beyond(block, row_lanes, out);
   };
   for (int64_t channel = 0; channel < channels; ++channel) {
+    const GateChannel<T> activated(gates, call.bias, channel, channels, lanes);
     load_channel(call.m, channel, memory);
     load_channel(call.dh_hat, channel, scratch.dh_hat);
     load_channel(call.dm_new, channel, scratch.dm_new);
     for (int64_t lane = 0; lane < block.rows * row_lanes; lane += kLanes<T>) {
-      const auto a = activate(gates, channel, channels, lanes, lane);
+      const auto a = activated.at(lane);
       const Vec<T> m = load(memory + lane), dh_hat = load(scratch.dh_hat + lane);
       const Vec<T> m_new = (one - a.i) * m + a.i * a.g;
       const Vec<T> dm_new = load(scratch.dm_new + lane) + dh_hat * a.o;
@@ -107,15 +109,15 @@ void gate_gradients(const SeparableGatesBackward<T>& call, const Blocks<T>& bloc
   }
 }
 
-template <class T>
-void block_task(const SeparableGatesBackward<T>& call, const Layout<T>& layout, int64_t batch, int64_t index,
+template <class S, class T>
+void block_task(const SeparableGatesBackward<S>& call, const Layout<S>& layout, int64_t batch, int64_t index,
                 T* dpointwise, T* dbias, const ThreadScratch<T>& scratch) {
   const GateSizes& sizes = call.sizes;
   const Blocks<T>& blocks = layout.blocks;
   const Block2d block = block_at(blocks, sizes, index);
   const int64_t inputs = sizes.z_channels + sizes.channels, outputs = 3 * sizes.channels, lanes = blocks.lanes();
   const int64_t used = block.rows * blocks.row_lanes, area = sizes.height * sizes.width;
-  gates_block(call, blocks, batch, block, layout.pointwise, scratch.gates);
+  gates_block(call, blocks, batch, block, scratch.gates);
   gate_gradients(call, blocks, batch, block, scratch);
   const T* dgates = scratch.gates.gates;
   for (int64_t row = 0; row < outputs; ++row) {
@@ -126,17 +128,20 @@ void block_task(const SeparableGatesBackward<T>& call, const Layout<T>& layout, 
   transpose_tile(inputs, used, scratch.gates.u, lanes, scratch.u_rows, layout.input_lanes);
   multiply<T, Start::kAdd>(outputs, inputs, used, rows_of(dgates, lanes), scratch.u_rows, layout.input_lanes,
                            dpointwise, layout.input_lanes);
-  multiply<T, Start::kZero>(inputs, used, outputs, panels(layout.pointwise_columns, outputs), dgates, lanes, scratch.du,
+  multiply<T, Start::kZero>(inputs, used, outputs, columns_of(call.pointwise, inputs), dgates, lanes, scratch.du,
                             lanes);
   for (int64_t channel = 0; channel < inputs; ++channel) {
-    T* plane = call.depthwise == nullptr ? gradient_channel(call, batch, channel)
-                                         : layout.du + (batch * inputs + channel) * area;
-    store_block(scratch.du + channel * lanes, blocks.row_lanes, block, sizes.width, plane);
+    const T* du = scratch.du + channel * lanes;
+    if (call.depthwise == nullptr) {
+      store_block(du, blocks.row_lanes, block, sizes.width, gradient_channel(call, batch, channel));
+    } else {
+      store_block(du, blocks.row_lanes, block, sizes.width, layout.du + (batch * inputs + channel) * area);
+    }
   }
 }
 
-template <class T>
-void gate_stage(const SeparableGatesBackward<T>& call, const Layout<T>& layout, int64_t batch, int64_t group,
+template <class S, class T>
+void gate_stage(const SeparableGatesBackward<S>& call, const Layout<S>& layout, int64_t batch, int64_t group,
                 const ThreadScratch<T>& scratch) {
   const int64_t task = batch * layout.groups + group, blocks = layout.blocks.count(), outputs = 3 * call.sizes.channels;
   T* dpointwise = layout.dpointwise + task * layout.dpointwise_size;
@@ -191,8 +196,8 @@ void filter_gradient(int64_t k, int64_t height, int64_t width, const T* du, int6
   }
 }
 
-template <class T>
-void depthwise_stage(const SeparableGatesBackward<T>& call, const Layout<T>& layout, int64_t batch, int64_t channel,
+template <class S, class T>
+void depthwise_stage(const SeparableGatesBackward<S>& call, const Layout<S>& layout, int64_t batch, int64_t channel,
                      const ThreadScratch<T>& scratch) {
   const GateSizes& sizes = call.sizes;
   const int64_t inputs = sizes.z_channels + sizes.channels, k = sizes.kernel_size, pad = k / 2,
@@ -206,48 +211,49 @@ void depthwise_stage(const SeparableGatesBackward<T>& call, const Layout<T>& lay
   store_block(scratch.plane, row_lanes, {0, 0, height, width}, width, gradient_channel(call, batch, channel));
 
   copy_tile(height, width, du, width, scratch.plane, row_lanes);
-  copy_window(input_channel<T>(call, batch, channel), height, width, -pad, -pad, height + k - 1, row_lanes + k - 1,
-              scratch.window, scratch.plane_stride);
+  copy_window(input_channel(sizes, call.z, call.h, batch, channel), height, width, -pad, -pad, height + k - 1,
+              row_lanes + k - 1, scratch.window, scratch.plane_stride);
   filter_gradient(k, height, width, scratch.plane, row_lanes, scratch.window, scratch.plane_stride,
                   layout.ddepthwise + (batch * inputs + channel) * k * k);
 }
 
 }  // namespace
 
-template <class T>
-void separable_gates_backward(const SeparableGatesBackward<T>& call, int threads) {
+template <class S>
+void separable_gates_backward(const SeparableGatesBackward<S>& call, int threads) {
   threads = useful_threads(threads, gate_work(call.sizes));
   Arena measure;
-  Layout<T>(measure, call, threads);
-  const Block memory(measure.size());
-  Arena arena(memory.data());
-  const Layout<T> layout(arena, call, threads);
+  Layout<S>(measure, call, threads);
+  const Workspace workspace(measure.size());
+  Arena arena(workspace.data());
+  const Layout<S> layout(arena, call, threads);
   const GateSizes& sizes = call.sizes;
   const int64_t inputs = sizes.z_channels + sizes.channels, outputs = 3 * sizes.channels,
                 gate_tasks = sizes.batch * layout.groups;
   const int64_t taps = sizes.kernel_size * sizes.kernel_size,
                 depthwise_tasks = call.depthwise == nullptr ? 0 : sizes.batch * inputs;
-  pack_panels(outputs, inputs, call.pointwise, inputs, 1, layout.pointwise);
-  pack_panels(inputs, outputs, call.pointwise, 1, inputs, layout.pointwise_columns);
 #pragma omp parallel num_threads(threads)
   {
-    Arena own(memory.data() + layout.scratch_base + thread_index() * layout.scratch_size);
-    const ThreadScratch<T> scratch(own, sizes, layout.blocks);
+    Arena own(workspace.data() + layout.scratch_base + thread_index() * layout.scratch_size);
+    const ThreadScratch<Compute<S>> scratch(own, sizes, layout.blocks);
 #pragma omp for schedule(dynamic)
     for (int64_t task = 0; task < gate_tasks; ++task)
       gate_stage(call, layout, task / layout.groups, task % layout.groups, scratch);
 #pragma omp for schedule(dynamic)
     for (int64_t task = 0; task < depthwise_tasks; ++task)
       depthwise_stage(call, layout, task / inputs, task % inputs, scratch);
+    reduce(gate_tasks, layout.dpointwise_size, layout.dpointwise);
+    reduce(gate_tasks, outputs, layout.dbias);
+    if (call.depthwise != nullptr) reduce(sizes.batch, inputs * taps, layout.ddepthwise);
   }
-  reduce(gate_tasks, outputs, inputs, layout.dpointwise, layout.dpointwise_size, layout.input_lanes, call.dpointwise);
-  if (call.dbias != nullptr) reduce(gate_tasks, 1, outputs, layout.dbias, outputs, outputs, call.dbias);
-  if (call.depthwise != nullptr)
-    reduce(sizes.batch, inputs, taps, layout.ddepthwise, inputs * taps, taps, call.ddepthwise);
+  store_tile(outputs, inputs, layout.dpointwise, layout.input_lanes, call.dpointwise, inputs);
+  if (call.dbias != nullptr) copy_lanes(layout.dbias, outputs, call.dbias);
+  if (call.depthwise != nullptr) copy_lanes(layout.ddepthwise, inputs * taps, call.ddepthwise);
 }
 
 template void separable_gates_backward<float>(const SeparableGatesBackward<float>&, int);
 template void separable_gates_backward<double>(const SeparableGatesBackward<double>&, int);
+template void separable_gates_backward<bfloat16>(const SeparableGatesBackward<bfloat16>&, int);
 
 }  // namespace FASTSAM_ISA
 }  // namespace fastsam

@@ -7,37 +7,22 @@ namespace fastsam {
 namespace FASTSAM_ISA {
 namespace {
 
-template <class T>
-struct Layout {
-  Layout(Arena& arena, const SeparableGatesForward<T>& call, int threads) : blocks(call.sizes) {
-    const GateSizes& sizes = call.sizes;
-    pointwise = arena.take<T>(padded_rows(3 * sizes.channels) * (sizes.z_channels + sizes.channels));
-    scratch_base = arena.size();
-    GateScratch<T> first(arena, sizes, blocks);
-    scratch_size = arena.size() - scratch_base;
-    arena.take<char>(scratch_size * (threads - 1));
-  }
-
-  Blocks<T> blocks;
-  int64_t scratch_base, scratch_size;
-  T* pointwise;
-};
-
-template <class T>
-void block_task(const SeparableGatesForward<T>& call, const Layout<T>& layout, int64_t batch, int64_t index,
-                const GateScratch<T>& scratch) {
+template <class S>
+void block_task(const SeparableGatesForward<S>& call, const Blocks<Compute<S>>& blocks, int64_t batch, int64_t index,
+                const GateScratch<Compute<S>>& scratch) {
+  using T = Compute<S>;
   const GateSizes& sizes = call.sizes;
-  const Blocks<T>& blocks = layout.blocks;
   const Block2d block = block_at(blocks, sizes, index);
   const int64_t channels = sizes.channels, lanes = blocks.lanes(), area = sizes.height * sizes.width;
-  gates_block(call, blocks, batch, block, layout.pointwise, scratch);
+  gates_block(call, blocks, batch, block, scratch);
   for (int64_t channel = 0; channel < channels; ++channel) {
-    const T* memory = call.m.data + batch * call.m.stride_batch + channel * call.m.stride_channel;
+    const S* memory = call.m.data + batch * call.m.stride_batch + channel * call.m.stride_channel;
     copy_window(memory, sizes.height, sizes.width, block.top, block.left, block.rows, blocks.row_lanes, scratch.plane,
                 blocks.row_lanes);
+    const GateChannel<T> gates(scratch.gates, call.bias, channel, channels, lanes);
     T* output = scratch.gates + channel * lanes;
     for (int64_t lane = 0; lane < block.rows * blocks.row_lanes; lane += kLanes<T>) {
-      const auto a = activate(scratch.gates, channel, channels, lanes, lane);
+      const auto a = gates.at(lane);
       const Vec<T> m_new = (broadcast(T(1)) - a.i) * load(scratch.plane + lane) + a.i * a.g;
       store(scratch.plane + lane, m_new);
       store(output + lane, a.o * m_new);
@@ -50,29 +35,28 @@ void block_task(const SeparableGatesForward<T>& call, const Layout<T>& layout, i
 
 }  // namespace
 
-template <class T>
-void separable_gates_forward(const SeparableGatesForward<T>& call, int threads) {
+template <class S>
+void separable_gates_forward(const SeparableGatesForward<S>& call, int threads) {
+  using T = Compute<S>;
   threads = useful_threads(threads, gate_work(call.sizes));
+  const Blocks<T> blocks(call.sizes);
   Arena measure;
-  Layout<T>(measure, call, threads);
-  const Block memory(measure.size());
-  Arena arena(memory.data());
-  const Layout<T> layout(arena, call, threads);
-  const int64_t inputs = call.sizes.z_channels + call.sizes.channels;
-  pack_panels(3 * call.sizes.channels, inputs, call.pointwise, inputs, 1, layout.pointwise);
-  const int64_t blocks = layout.blocks.count();
+  GateScratch<T>(measure, call.sizes, blocks);
+  const Workspace workspace(measure.size() * threads);
+  const int64_t count = blocks.count();
 #pragma omp parallel num_threads(threads)
   {
-    Arena own(memory.data() + layout.scratch_base + thread_index() * layout.scratch_size);
-    const GateScratch<T> scratch(own, call.sizes, layout.blocks);
+    Arena own(workspace.data() + thread_index() * measure.size());
+    const GateScratch<T> scratch(own, call.sizes, blocks);
 #pragma omp for schedule(dynamic)
-    for (int64_t task = 0; task < call.sizes.batch * blocks; ++task)
-      block_task(call, layout, task / blocks, task % blocks, scratch);
+    for (int64_t task = 0; task < call.sizes.batch * count; ++task)
+      block_task(call, blocks, task / count, task % count, scratch);
   }
 }
 
 template void separable_gates_forward<float>(const SeparableGatesForward<float>&, int);
 template void separable_gates_forward<double>(const SeparableGatesForward<double>&, int);
+template void separable_gates_forward<bfloat16>(const SeparableGatesForward<bfloat16>&, int);
 
 }  // namespace FASTSAM_ISA
 }  // namespace fastsam

@@ -7,11 +7,20 @@
 #include <cstring>
 #include <limits>
 #include <type_traits>
+#include <utility>
+
+#include "fastsam/params.h"
 
 #if defined(_MSC_VER)
 #define FASTSAM_NOINLINE __declspec(noinline)
 #else
 #define FASTSAM_NOINLINE __attribute__((noinline))
+#endif
+
+#if defined(__has_builtin)
+#if __has_builtin(__builtin_shufflevector)
+#define FASTSAM_SHUFFLE 1
+#endif
 #endif
 
 namespace fastsam {
@@ -45,6 +54,8 @@ template <class T>
 struct VectorOf {
   typedef T type __attribute__((vector_size(kVectorBytes)));
 };
+template <>
+struct VectorOf<bfloat16> {};  // stored, not computed in
 template <class T>
 using Vec = typename VectorOf<T>::type;
 
@@ -138,14 +149,96 @@ inline T sum_lanes(Vec<T> value) {
   return sum;
 }
 
-// The first `count` lanes from memory; the others are 0.
-template <class T>
-inline Vec<T> load_part(const T* address, int64_t count) {
-  if (count == kLanes<T>) return load(address);
-  T lanes[kLanes<T>] = {};
-  std::memcpy(lanes, address, count * sizeof(T));
-  return load(lanes);
+inline Vec<float> load(const bfloat16* address) {
+  bfloat16 narrow[kLanes<float>];
+  std::memcpy(narrow, address, sizeof(narrow));
+  uint32_t wide[kLanes<float>];
+  for (int lane = 0; lane < kLanes<float>; ++lane) wide[lane] = static_cast<uint32_t>(narrow[lane].bits) << 16;
+  Vec<float> value;
+  std::memcpy(&value, wide, sizeof(value));
+  return value;
 }
+
+// Rounds to the nearest, ties to even; NaN becomes a quiet NaN.
+inline void store(bfloat16* address, Vec<float> value) {
+  uint32_t wide[kLanes<float>];
+  std::memcpy(wide, &value, sizeof(value));
+  bfloat16 narrow[kLanes<float>];
+  for (int lane = 0; lane < kLanes<float>; ++lane) {
+    const uint32_t bits = wide[lane], rounded = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;
+    narrow[lane].bits = static_cast<uint16_t>((bits & 0x7fffffffu) > 0x7f800000u ? (bits >> 16) | 0x40u : rounded);
+  }
+  std::memcpy(address, narrow, sizeof(narrow));
+}
+
+// The larger of each pair of lanes; `right` where one is NaN.
+template <class T>
+inline Vec<T> larger(Vec<T> left, Vec<T> right) {
+  return where<T>(right, left, left, right);
+}
+
+#if FASTSAM_SHUFFLE
+// Element i of the result is element (i + first) / 2 of `left` where i is even, of `right` where it is odd.
+template <class T, int first, size_t... i>
+inline Vec<T> interleave(Vec<T> left, Vec<T> right, std::index_sequence<i...>) {
+  return __builtin_shufflevector(left, right, ((i + first) / 2 + i % 2 * sizeof...(i))...);
+}
+#endif
+
+// out[column][row] = in[row][column] for a square of kLanes rows and columns.
+template <class T>
+inline void transpose_block(const T* in, int64_t in_stride, T* out, int64_t out_stride) {
+  constexpr int size = kLanes<T>;
+#if FASTSAM_SHUFFLE
+  // A perfect shuffle of all elements rotates the bits of their index (row, column) by one.
+  constexpr auto lanes = std::make_index_sequence<size>();
+  Vec<T> line[size], shuffled[size];
+  for (int row = 0; row < size; ++row) line[row] = load(in + row * in_stride);
+  for (int bit = 1; bit < size; bit *= 2) {
+    for (int row = 0; row < size / 2; ++row) {
+      shuffled[2 * row] = interleave<T, 0>(line[row], line[row + size / 2], lanes);
+      shuffled[2 * row + 1] = interleave<T, size>(line[row], line[row + size / 2], lanes);
+    }
+    for (int row = 0; row < size; ++row) line[row] = shuffled[row];
+  }
+  for (int row = 0; row < size; ++row) store(out + row * out_stride, line[row]);
+#else
+  for (int row = 0; row < size; ++row) {
+    for (int column = 0; column < size; ++column) out[column * out_stride + row] = in[row * in_stride + column];
+  }
+#endif
+}
+
+// The first `count` lanes from memory; the others are 0.
+template <class S>
+inline Vec<Compute<S>> load_part(const S* address, int64_t count) {
+  constexpr int lanes = kLanes<Compute<S>>;
+  if (count == lanes) return load(address);
+  S part[lanes] = {};
+  std::memcpy(part, address, count * sizeof(S));
+  return load(part);
+}
+
+// The first `count` lanes to memory.
+template <class S>
+inline void store_part(S* address, int64_t count, Vec<Compute<S>> value) {
+  constexpr int lanes = kLanes<Compute<S>>;
+  if (count == lanes) return store(address, value);
+  S part[lanes];
+  store(part, value);
+  std::memcpy(address, part, count * sizeof(S));
+}
+
+// Copies `count` values, from and to any storage type.
+template <class From, class To>
+inline void copy_lanes(const From* from, int64_t count, To* to) {
+  constexpr int lanes = kLanes<Compute<From>>;
+  int64_t lane = 0;
+  for (; lane + lanes <= count; lane += lanes) store(to + lane, load(from + lane));
+  if (lane < count) store_part(to + lane, count - lane, load_part(from + lane, count - lane));
+}
+
+constexpr double kLn2 = 0.69314718055994530942, kLog2E = 1.44269504088896340736;
 
 // Coefficients of q in e^r = 1 + r + r^2 q(r), |r| <= ln(2)/2 (Chebyshev fit; absolute error 8e-9 and 2e-19), the
 // rounding constant whose low mantissa bits receive the exponent, and ln(2) in two parts, the first exact in n ln(2).
@@ -155,7 +248,7 @@ template <>
 struct Exponential<float> {
   static constexpr float kCoefficients[] = {0.5f, 0.16666576989698775683f, 0.041666554617204574203f,
                                             0.0083631790527225773704f, 0.0013926183587713494542f};
-  static constexpr float kRound = 12582912.0f, kLow = -87.3f, kHigh = 88.37f;
+  static constexpr float kRound = 12582912.0f, kLow = -87.3f, kHigh = 88.37f, kLow2 = -127.0f;
   static constexpr float kLn2High = 0.693359375f, kLn2Low = -2.12194440e-4f;
   static constexpr int kMantissaBits = 23;
   static constexpr float kTanhLimit = 10.0f;
@@ -173,7 +266,7 @@ struct Exponential<double> {
                                              2.7557273643110295328e-7,
                                              2.5105217004720745164e-8,
                                              2.0914686968086877233e-9};
-  static constexpr double kRound = 6755399441055744.0, kLow = -708.0, kHigh = 709.43;
+  static constexpr double kRound = 6755399441055744.0, kLow = -708.0, kHigh = 709.43, kLow2 = -1023.0;
   static constexpr double kLn2High = 0.6931471803691238, kLn2Low = 1.9082149292705877e-10;
   static constexpr int kMantissaBits = 52;
   static constexpr double kTanhLimit = 20.0;
@@ -185,13 +278,11 @@ struct ExponentialParts {
   Vec<T> scale, fraction;
 };
 
+// From r, and n + kRound. n = -127 (-1023 in double) gives scale 0.
 template <class T>
-inline ExponentialParts<T> exponential_parts(Vec<T> x) {
+inline ExponentialParts<T> exponential_parts(Vec<T> rounded, Vec<T> r) {
   using E = Exponential<T>;
   using I = typename IntegerOf<T>::type;
-  const Vec<T> rounded = x * broadcast<T>(T(1.44269504088896340736)) + broadcast<T>(E::kRound);
-  const Vec<T> n = rounded - broadcast<T>(E::kRound);
-  const Vec<T> r = (x - n * broadcast<T>(E::kLn2High)) - n * broadcast<T>(E::kLn2Low);
   constexpr int count = sizeof(E::kCoefficients) / sizeof(T);
   Vec<T> q = broadcast<T>(E::kCoefficients[count - 1]);
   for (int index = count - 2; index >= 0; --index) q = q * r + broadcast<T>(E::kCoefficients[index]);
@@ -205,6 +296,25 @@ inline ExponentialParts<T> exponential_parts(Vec<T> x) {
     bits[lane] = static_cast<I>((static_cast<U>(bits[lane]) + U(one)) << E::kMantissaBits);
   std::memcpy(&parts.scale, bits, sizeof(bits));
   return parts;
+}
+
+template <class T>
+inline ExponentialParts<T> exponential_parts(Vec<T> x) {
+  using E = Exponential<T>;
+  const Vec<T> rounded = x * broadcast<T>(T(kLog2E)) + broadcast<T>(E::kRound);
+  const Vec<T> n = rounded - broadcast<T>(E::kRound);
+  return exponential_parts<T>(rounded, (x - n * broadcast<T>(E::kLn2High)) - n * broadcast<T>(E::kLn2Low));
+}
+
+// e^x for x below 88 as a softmax needs it: exact for 0, relative error |x| 2^-24 (2^-53 in double), at two thirds of
+// the cost of `exponential`. Below the smallest normal number it gives 0; NaN stays NaN.
+template <class T>
+inline Vec<T> softmax_exponential(Vec<T> x) {
+  using E = Exponential<T>;
+  x = larger<T>(broadcast<T>(E::kLow2), x * broadcast<T>(T(kLog2E)));
+  const Vec<T> rounded = x + broadcast<T>(E::kRound);
+  const auto parts = exponential_parts<T>(rounded, (x - (rounded - broadcast<T>(E::kRound))) * broadcast<T>(T(kLn2)));
+  return parts.scale + parts.scale * parts.fraction;
 }
 
 // Within about 1 ulp; below the smallest normal number it gives 0, from kHigh on, where 2^n overflows, infinity. NaN

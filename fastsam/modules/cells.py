@@ -138,8 +138,9 @@ class ConvLSTMCell(RecurrentCell):
 
     def recur(self, x: Tensor, h: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
         """H_t and C_t from X_t, H_{t-1} and C_{t-1}."""
-        gates = self.input_norm(self.input_conv(x)) + self.hidden_norm(self.hidden_conv(h))
-        return lstm_gates(gates, c, self.forget_bias)
+        maps = self.input_conv(x), self.hidden_conv(h)
+        (gates, recurrent), options = _fold_norms((self.input_norm, self.hidden_norm), maps)
+        return lstm_gates(gates, c, self.forget_bias, recurrent=recurrent, **options)
 
     def _checked_state(self, x: Any, state: Any) -> tuple[Tensor, ...]:
         """The maps of the state to start from, after the checks of both inputs."""
@@ -156,6 +157,31 @@ class ConvLSTMCell(RecurrentCell):
             _check.tensor(name, f"the state's {field}", value, *shape)
             _check.same_kind(name, f"the state's {field}", value, weight)
         return tuple(state)
+
+
+def _fold_norms(norms: Sequence[Any], maps: Sequence[Tensor]) -> tuple[list[Tensor], dict[str, Any]]:
+    """What `lstm_gates` takes for two maps and their norms: the maps, and its arguments norm, recurrent_norm and eps.
+
+    The operator does the work of the norms that `_foldable` names, of one class and one eps in a call. Whatever else
+    somebody put in the place of a norm is called here.
+    """
+    entering, folded, kind = [], [], None
+    for norm, x in zip(norms, maps, strict=True):
+        fold = _foldable(norm, x) and kind in (None, (type(norm), norm.eps))
+        kind = (type(norm), norm.eps) if fold else kind
+        entering.append(x if fold else norm(x))
+        folded.append((norm.weight, norm.bias) if fold else None)
+    options = {"norm": folded[0], "recurrent_norm": folded[1]}
+    return entering, options if kind is None else {**options, "eps": kind[1]}
+
+
+def _foldable(norm: Any, x: Tensor) -> bool:
+    """Whether it is GroupNorm(1, C) or, for maps of this size, LayerNorm((C, H, W)), with weight and bias."""
+    if type(norm) is nn.GroupNorm:
+        whole = norm.num_groups == 1
+    else:
+        whole = type(norm) is nn.LayerNorm and norm.normalized_shape == tuple(x.shape[1:])
+    return whole and norm.weight is not None and norm.bias is not None and norm.eps > 0
 
 
 class BaseCell(ConvLSTMCell):

@@ -16,7 +16,12 @@ MapFields = tuple[int, int, int]
 def operators(dtype: torch.dtype) -> Any:
     """The compiled operators for a scalar type."""
     native = backends.native_module()
-    return getattr(native, "float64" if dtype == torch.float64 else "float32")
+    return getattr(native, str(dtype).removeprefix("torch."))
+
+
+def arithmetic(dtype: torch.dtype) -> torch.dtype:
+    """The dtype in which maps of a dtype are computed with, and their weights passed."""
+    return torch.float32 if dtype == torch.bfloat16 else dtype
 
 
 def dense(tensor: Tensor) -> Tensor:
@@ -31,9 +36,9 @@ def dense(tensor: Tensor) -> Tensor:
     return tensor if in_place else tensor.contiguous()
 
 
-def packed(tensor: Tensor | None) -> Tensor | None:
-    """The weights themselves where they are contiguous, else a copy."""
-    return None if tensor is None else tensor.resolve_neg().contiguous()
+def weights(tensor: Tensor | None, dtype: torch.dtype) -> Tensor | None:
+    """The weights in the dtype of the arithmetic, contiguous; themselves where they are so already."""
+    return None if tensor is None else tensor.resolve_neg().to(dtype).contiguous()
 
 
 def map_fields(tensor: Tensor | None) -> MapFields:

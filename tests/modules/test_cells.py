@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fastsam.modules import BaseCell, ConvLSTMCell, ConvLSTMState, RecurrentCell, SAConvLSTMCell, SAConvLSTMState
+from fastsam.ops import lstm_gates
 
 CELLS = [ConvLSTMCell, BaseCell, SAConvLSTMCell]
 Maps = tuple[Tensor, ...]
@@ -76,6 +77,74 @@ def test_three_steps_equal_the_equations(cell_class: Any, options: dict[str, Any
     actual_loss, expected_loss = (sum(value.sin().sum() for value in maps) for maps in (state, expected))
     gradients, naive = (torch.autograd.grad(loss, list(cell.parameters())) for loss in (actual_loss, expected_loss))
     torch.testing.assert_close(gradients, naive, rtol=1e-9, atol=1e-11)
+
+
+def _norms(kind: str, **options: Any) -> nn.Module:
+    """A norm for the 24 gate channels of a cell with 6 channels on maps of 5 x 7."""
+    made: dict[str, Any] = {
+        "group": lambda: nn.GroupNorm(1, 24, **options),
+        "two groups": lambda: nn.GroupNorm(2, 24, **options),
+        "layer": lambda: nn.LayerNorm([24, 5, 7], **options),
+        "rows": lambda: nn.LayerNorm([7], **options),
+        "batch": lambda: nn.BatchNorm2d(24, **options),
+        "identity": nn.Identity,
+    }
+    return made[kind]()  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize(
+    ("input_norm", "hidden_norm", "folded"),
+    [
+        (("group", {}), ("group", {}), (True, True)),
+        (("group", {"eps": 0.5}), ("group", {"eps": 0.5}), (True, True)),
+        (("group", {"eps": 0.5}), ("group", {}), (True, False)),
+        (("group", {"affine": False}), ("group", {}), (False, True)),
+        (("layer", {}), ("layer", {}), (True, True)),
+        (("layer", {"bias": False}), ("layer", {}), (False, True)),
+        (("layer", {"elementwise_affine": False}), ("identity", {}), (False, False)),
+        (("group", {}), ("layer", {}), (True, False)),
+        (("identity", {}), ("layer", {}), (False, True)),
+        (("group", {}), ("identity", {}), (True, False)),
+        (("two groups", {}), ("rows", {}), (False, False)),
+        (("batch", {}), ("batch", {}), (False, False)),
+    ],
+    ids=str,
+)
+def test_any_module_in_the_place_of_a_norm(
+    input_norm: Any, hidden_norm: Any, folded: Any, backend_name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Those that the operator serves go into it, others are called; the result is that of calling them."""
+    torch.manual_seed(0)
+    cell = ConvLSTMCell(3, 6, 3, layer_norm=True)
+    cell.input_norm, cell.hidden_norm = (_norms(kind, **options) for kind, options in (input_norm, hidden_norm))
+    cell.double()
+    for parameter in cell.parameters():
+        nn.init.normal_(parameter, std=0.5)
+    seen = {}
+
+    def record(*values: Any, **options: Any) -> Maps:
+        seen.update(options)
+        return lstm_gates(*values, **options)
+
+    monkeypatch.setattr("fastsam.modules.cells.lstm_gates", record)
+    x, h, c = (torch.randn(2, channels, 5, 7, dtype=torch.float64, requires_grad=True) for channels in (3, 6, 6))
+    actual = cell.recur(x, h, c)
+    assert tuple(seen[name] is not None for name in ("norm", "recurrent_norm")) == folded
+    gates = cell.input_norm(cell.input_conv(x)) + cell.hidden_norm(cell.hidden_conv(h))
+    expected = oracle.lstm_gates(gates, c, 1.0)
+    torch.testing.assert_close(actual, expected, rtol=1e-10, atol=1e-12)
+    wanted = [x, h, c, *cell.parameters()]
+    gradients, naive = (
+        torch.autograd.grad(maps[0].sin().sum() + maps[1].square().sum(), wanted) for maps in (actual, expected)
+    )
+    torch.testing.assert_close(gradients, naive, rtol=1e-9, atol=1e-11)
+
+
+def test_layer_norm_is_two_group_norms_by_name() -> None:
+    """What a saved state dict of such a cell holds."""
+    norms = {f"{which}_norm.{name}" for which in ("input", "hidden") for name in ("weight", "bias")}
+    with_norm, without = (ConvLSTMCell(3, 6, layer_norm=flag).state_dict().keys() for flag in (True, False))
+    assert with_norm - without == norms
 
 
 @pytest.mark.parametrize("option", ["use_attention", "use_memory_attention"])

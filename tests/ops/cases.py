@@ -23,11 +23,11 @@ Arguments = dict[str, Any]
 
 
 def public(operator: str) -> Callable[..., Any]:
-    return getattr(fastsam.ops, operator)  # type: ignore[no-any-return]
+    return _flat(getattr(fastsam.ops, operator))
 
 
 def eager(operator: str) -> Callable[..., Any]:
-    return getattr(importlib.import_module(f"fastsam.ops.{operator}.eager"), operator)  # type: ignore[no-any-return]
+    return _flat(getattr(importlib.import_module(f"fastsam.ops.{operator}.eager"), operator))
 
 
 def registered(operator: str) -> Any:
@@ -35,7 +35,22 @@ def registered(operator: str) -> Any:
 
 
 def naive(operator: str) -> Callable[..., Any]:
-    return getattr(oracle, operator)  # type: ignore[no-any-return]
+    return _flat(getattr(oracle, operator))
+
+
+def _flat(function: Callable[..., Any]) -> Callable[..., Any]:
+    """`lstm_gates` with the weight and the bias of each norm as arguments, as the registered operator has them."""
+    if function.__name__ != "lstm_gates":
+        return function
+
+    def call(*values: Any, **arguments: Any) -> Any:
+        for norm in ("norm", "recurrent_norm"):
+            pair = arguments.pop(f"{norm}_weight", None), arguments.pop(f"{norm}_bias", None)
+            if pair[0] is not None or pair[1] is not None:
+                arguments[norm] = pair
+        return function(*values, **arguments)
+
+    return call
 
 
 class _Draw:
@@ -115,12 +130,23 @@ def lstm_gates(
     size: tuple[int, int] = (4, 3),
     *,
     forget_bias: float = 0.75,
+    recurrent: bool = False,
+    norm: str | None = None,
+    recurrent_norm: str | None = None,
     seed: int = 0,
     dtype: torch.dtype = torch.float64,
 ) -> Arguments:
+    """Arguments with gates of order one; norms have weights for each "channel" or "position", or are None."""
     draw = _Draw(seed, dtype)
     gates = draw(batch, 4 * channels, *size, scale=2.0)
-    return {"gates": gates, "c": draw(batch, channels, *size), "forget_bias": forget_bias}
+    arguments = {"gates": gates, "c": draw(batch, channels, *size), "forget_bias": forget_bias}
+    if recurrent or recurrent_norm is not None:
+        arguments["recurrent"] = draw(batch, 4 * channels, *size)
+    for name, kind in (("norm", norm), ("recurrent_norm", recurrent_norm)):
+        if kind is not None:
+            shape = (4 * channels,) if kind == "channel" else (4 * channels, *size)
+            arguments |= {f"{name}_weight": draw(*shape), f"{name}_bias": draw(*shape)}
+    return arguments
 
 
 def make(operator: str, **options: Any) -> Arguments:
@@ -137,6 +163,11 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "separable_gates-no_z-no_bias": ("separable_gates", {"z": None, "bias": False}),
     "separable_gates-no_depthwise": ("separable_gates", {"kernel": None, "z": 3}),
     "lstm_gates": ("lstm_gates", {}),
+    "lstm_gates-recurrent": ("lstm_gates", {"recurrent": True}),
+    "lstm_gates-norm": ("lstm_gates", {"norm": "channel"}),
+    "lstm_gates-recurrent_norm": ("lstm_gates", {"recurrent_norm": "position"}),
+    "lstm_gates-norms": ("lstm_gates", {"norm": "channel", "recurrent_norm": "channel"}),
+    "lstm_gates-position_norms": ("lstm_gates", {"norm": "position", "recurrent_norm": "position"}),
 }
 """Every operator with and without its optional arguments: (operator, options) by a name for the test."""
 

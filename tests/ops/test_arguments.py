@@ -26,8 +26,8 @@ def _refused(operator: str, arguments: cases.Arguments, error: type[Exception]) 
 
 
 def _names(message: str, name: str) -> bool:
-    """Whether the message is about the argument `name`, as a word."""
-    return f" {name} " in message
+    """Whether the message is about the argument `name`, as a word; norms are pairs."""
+    return f" {name.replace('norm_weight', 'norm[0]').replace('norm_bias', 'norm[1]')} " in message
 
 
 @pytest.mark.parametrize("value", [[[1.0]], 1.0, "h"], ids=["list", "float", "str"])
@@ -42,7 +42,7 @@ def test_not_a_tensor(backend_name, variant, value):
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_a_required_tensor_is_none(backend_name, variant):
     operator, arguments = _arguments(variant)
-    optional = {"z", "depthwise", "bias", "key", "key_h", "key_m"}
+    optional = {"z", "depthwise", "bias", "key", "key_h", "key_m", "recurrent"}
     for name in set(_tensors(arguments)) - optional:
         message = _refused(operator, {**arguments, name: None}, TypeError)
         assert _names(message, name) and "NoneType" in message
@@ -154,6 +154,12 @@ def test_another_device(backend_name, variant):
         ("separable_gates", {"pointwise": (20, 10, 1, 1)}, ["pointwise ", "(15, 10, 1, 1)", "(20, 10, 1, 1)"]),
         ("separable_gates", {"bias": (5,)}, ["bias ", "(15,)", "(5,)"]),
         ("lstm_gates", {"gates": (2, 15, 4, 3)}, ["gates ", "(2, 20, 4, 3)", "(2, 15, 4, 3)"]),
+        ("lstm_gates-norms", {"recurrent": (2, 5, 4, 3)}, ["recurrent ", "(2, 20, 4, 3)", "(2, 5, 4, 3)"]),
+        ("lstm_gates-norms", {"norm_weight": (5,)}, ["norm[0] ", "(20,)", "(5,)"]),
+        ("lstm_gates-norms", {"norm_weight": (20, 12)}, ["norm[0] ", "(4C,)", "(4C, H, W)", "(20, 12)"]),
+        ("lstm_gates-norms", {"norm_weight": (20, 4, 3)}, ["norm[1] ", "(4C, H, W)", "(20,)"]),
+        ("lstm_gates-norms", {"recurrent_norm_weight": (20, 4, 3)}, ["recurrent_norm[0] ", "(4C,)", "(20, 4, 3)"]),
+        ("lstm_gates-position_norms", {"norm_bias": (20, 3, 4)}, ["norm[1] ", "(20, 4, 3)", "(20, 3, 4)"]),
     ],
 )
 def test_the_message_says_what_would_fit(backend_name, variant, wrong, words):
@@ -175,6 +181,44 @@ def test_forget_bias_is_no_number(backend_name, value):
     operator, arguments = _arguments("lstm_gates")
     message = _refused(operator, {**arguments, "forget_bias": value}, TypeError)
     assert _names(message, "forget_bias") and type(value).__name__ in message
+
+
+@pytest.mark.parametrize(
+    ("norm", "error", "words"),
+    [
+        (torch.ones(20), TypeError, ["a pair (weight, bias) or None", "got Tensor"]),
+        ({"weight": 1, "bias": 0}, TypeError, ["a pair (weight, bias) or None", "got dict"]),
+        ((torch.ones(20),), ValueError, ["a pair (weight, bias)", "got 1 values"]),
+        ((None, None), TypeError, ["norm[0] must be a torch.Tensor", "NoneType"]),
+        ((torch.ones(20).double(), None), TypeError, ["norm[1] must be a torch.Tensor", "(4C,)", "NoneType"]),
+    ],
+    ids=["tensor", "dict", "one value", "twice None", "no bias"],
+)
+@pytest.mark.parametrize("name", ["norm", "recurrent_norm"])
+def test_norm_is_no_pair(backend_name, name, norm, error, words):
+    operator, arguments = _arguments("lstm_gates-recurrent")
+    message = _refused(operator, {**arguments, name: norm}, error)
+    assert all(word in message for word in [name, *words]), message
+
+
+def test_recurrent_norm_without_recurrent(backend_name):
+    operator, arguments = _arguments("lstm_gates-recurrent_norm")
+    message = _refused(operator, {**arguments, "recurrent": None}, ValueError)
+    assert "recurrent_norm" in message and "recurrent, which is None" in message
+
+
+@pytest.mark.parametrize("value", ["1", None, True, torch.tensor(1.0)], ids=["str", "None", "bool", "tensor"])
+def test_eps_is_no_number(backend_name, value):
+    operator, arguments = _arguments("lstm_gates-norms")
+    message = _refused(operator, {**arguments, "eps": value}, TypeError)
+    assert _names(message, "eps") and type(value).__name__ in message
+
+
+@pytest.mark.parametrize("value", [0, 0.0, -1e-5, float("nan"), float("inf")])
+def test_eps_is_not_positive(backend_name, value):
+    operator, arguments = _arguments("lstm_gates-norms")
+    message = _refused(operator, {**arguments, "eps": value}, ValueError)
+    assert _names(message, "eps") and "positive" in message and str(value) in message
 
 
 @pytest.mark.parametrize("operator", cases.OPERATORS)

@@ -32,8 +32,10 @@ def test_opcheck(backend_name, variant, requires_grad):
 def test_opcheck_of_a_positional_call(backend_name, variant):
     """Optional arguments at their defaults are left out, as tracers and the dispatcher do."""
     operator, arguments = _arguments(variant, **({"forget_bias": 0.0} if variant == "lstm_gates" else {}))
-    values = list(cases.map_tensors(lambda tensor: tensor.requires_grad_(), arguments).values())
-    if operator == "lstm_gates":
+    arguments = cases.map_tensors(lambda tensor: tensor.requires_grad_(), arguments)
+    schema = cases.registered(operator)._schema.arguments
+    values = [arguments.get(argument.name, argument.default_value) for argument in schema]
+    while schema[len(values) - 1].has_default_value() and not isinstance(values[-1], Tensor):
         values.pop()
     torch.library.opcheck(cases.registered(operator), tuple(values))
 
@@ -115,13 +117,24 @@ def test_meta_tensors_have_shapes(variant):
         assert actual.shape == expected.shape
 
 
-@pytest.mark.parametrize("variant", ["double_attention-keys", "self_attention", "separable_gates", "lstm_gates"])
+@pytest.mark.parametrize(
+    "variant",
+    [
+        "double_attention-keys",
+        "self_attention",
+        "separable_gates",
+        "lstm_gates",
+        "lstm_gates-recurrent",
+        "lstm_gates-norms",
+        "lstm_gates-position_norms",
+    ],
+)
 def test_compiled_operator(native_backend, variant):
     """Traced whole with its backward pass, and not again for other numbers or another batch size."""
     torch._dynamo.reset()
     operator, _ = cases.VARIANTS[variant]
     compiled = torch.compile(cases.public(operator), fullgraph=True, backend="aot_eager")
-    maps = {"h", "m", "x", "z", "gates", "c"}
+    maps = {"h", "m", "x", "z", "gates", "c", "recurrent"}
     for batch, stance in ((3, "default"), (3, "fail_on_recompile"), (6, "fail_on_recompile")):
         _, arguments = _arguments(variant, batch=batch, seed=batch)
         results = []

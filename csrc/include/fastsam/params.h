@@ -5,6 +5,33 @@
 
 namespace fastsam {
 
+// A float32 without its lower 16 bits of mantissa.
+struct bfloat16 {
+  uint16_t bits;
+};
+
+// The 16-bit number of IEEE 754.
+struct float16 {
+  uint16_t bits;
+};
+
+// The parameter S of a call is the type in which its maps are stored, Compute<S> that of its arithmetic and its
+// weights.
+template <class S>
+struct ComputeOf {
+  using type = S;
+};
+template <>
+struct ComputeOf<bfloat16> {
+  using type = float;
+};
+template <>
+struct ComputeOf<float16> {
+  using type = float;
+};
+template <class S>
+using Compute = typename ComputeOf<S>::type;
+
 // A (B, C, N) map whose N = H * W positions are contiguous. Strides count elements.
 template <class T>
 struct Map {
@@ -22,49 +49,49 @@ struct AttentionSizes {
 
 // One map that is attended to. Without a key map (key == nullptr) the map itself is the key and query_channels equals
 // channels. Matrices are contiguous and row-major.
-template <class T>
+template <class S>
 struct AttentionSource {
-  Map<const T> x;
+  Map<const S> x;
   int64_t query_channels;
-  const T* score;       // (D, C)
-  const T* score_bias;  // (D)
-  const T* value;       // (Cz, C)
-  const T* key;         // (D, C) or nullptr
+  const Compute<S>* score;       // (D, C)
+  const Compute<S>* score_bias;  // (D)
+  const Compute<S>* value;       // (Cz, C)
+  const Compute<S>* key;         // (D, C) or nullptr
 };
 
 constexpr int kMaxSources = 2;
 
 // Queries come from sources[0].x. r[s] (B, C, N) and lse[s] (B, N) may be nullptr: then they are not kept.
-template <class T>
+template <class S>
 struct AttentionForward {
   AttentionSizes sizes;
   int source_count;
-  AttentionSource<T> sources[kMaxSources];
-  const T* value_bias;  // (Cz)
-  T* z;                 // (B, Cz, N)
-  T* r[kMaxSources];
-  T* lse[kMaxSources];
+  AttentionSource<S> sources[kMaxSources];
+  const Compute<S>* value_bias;  // (Cz)
+  S* z;                          // (B, Cz, N)
+  S* r[kMaxSources];
+  Compute<S>* lse[kMaxSources];
 };
 
-template <class T>
+template <class S>
 struct AttentionGradients {
-  T* x;           // (B, C, N)
-  T* score;       // (D, C)
-  T* score_bias;  // (D)
-  T* value;       // (Cz, C)
-  T* key;         // (D, C) or nullptr
+  S* x;                    // (B, C, N)
+  Compute<S>* score;       // (D, C)
+  Compute<S>* score_bias;  // (D)
+  Compute<S>* value;       // (Cz, C)
+  Compute<S>* key;         // (D, C) or nullptr
 };
 
-template <class T>
+template <class S>
 struct AttentionBackward {
   AttentionSizes sizes;
   int source_count;
-  AttentionSource<T> sources[kMaxSources];
-  Map<const T> dz;            // (B, Cz, N)
-  const T* r[kMaxSources];    // (B, C, N)
-  const T* lse[kMaxSources];  // (B, N)
-  AttentionGradients<T> gradients[kMaxSources];
-  T* dvalue_bias;  // (Cz)
+  AttentionSource<S> sources[kMaxSources];
+  Map<const S> dz;                     // (B, Cz, N)
+  const S* r[kMaxSources];             // (B, C, N)
+  const Compute<S>* lse[kMaxSources];  // (B, N)
+  AttentionGradients<S> gradients[kMaxSources];
+  Compute<S>* dvalue_bias;  // (Cz)
 };
 
 struct GateSizes {
@@ -76,63 +103,84 @@ struct GateSizes {
   int64_t kernel_size;  // 0 where there is no depthwise filter
 };
 
-template <class T>
+template <class S>
 struct SeparableGatesForward {
   GateSizes sizes;
-  Map<const T> z;
-  Map<const T> h;
-  Map<const T> m;
-  const T* depthwise;  // (Cz + C, k, k) or nullptr
-  const T* pointwise;  // (3C, Cz + C)
-  const T* bias;       // (3C) or nullptr
-  T* h_hat;            // (B, C, N)
-  T* m_new;            // (B, C, N)
+  Map<const S> z;
+  Map<const S> h;
+  Map<const S> m;
+  const Compute<S>* depthwise;  // (Cz + C, k, k) or nullptr
+  const Compute<S>* pointwise;  // (3C, Cz + C)
+  const Compute<S>* bias;       // (3C) or nullptr
+  S* h_hat;                     // (B, C, N)
+  S* m_new;                     // (B, C, N)
 };
 
-template <class T>
+template <class S>
 struct SeparableGatesBackward {
   GateSizes sizes;
-  Map<const T> z;
-  Map<const T> h;
-  Map<const T> m;
-  const T* depthwise;
-  const T* pointwise;
-  const T* bias;
-  Map<const T> dh_hat;
-  Map<const T> dm_new;
-  T* dz;          // (B, Cz, N)
-  T* dh;          // (B, C, N)
-  T* dm;          // (B, C, N)
-  T* ddepthwise;  // as depthwise
-  T* dpointwise;
-  T* dbias;  // (3C) or nullptr
+  Map<const S> z;
+  Map<const S> h;
+  Map<const S> m;
+  const Compute<S>* depthwise;
+  const Compute<S>* pointwise;
+  const Compute<S>* bias;
+  Map<const S> dh_hat;
+  Map<const S> dm_new;
+  S* dz;                   // (B, Cz, N)
+  S* dh;                   // (B, C, N)
+  S* dm;                   // (B, C, N)
+  Compute<S>* ddepthwise;  // as depthwise
+  Compute<S>* dpointwise;
+  Compute<S>* dbias;  // (3C) or nullptr
 };
 
-// Gate order i, f, g, o along the channels of gates, (B, 4C, N).
-template <class T>
+// A summand of the gates i, f, g, o. One with weights is normalised over all channels and positions of a sample.
+template <class S>
+struct LstmTerm {
+  Map<const S> x;            // (B, 4C, N); without data where there is no second summand
+  const Compute<S>* weight;  // (4C) or (4C, N), or nullptr
+  const Compute<S>* bias;    // as weight
+};
+
+constexpr int kLstmTerms = 2;
+
+template <class S>
 struct LstmGatesForward {
   int64_t batch;
   int64_t channels;
   int64_t positions;
-  Map<const T> gates;
-  Map<const T> c;
-  T forget_bias;
-  T* h;      // (B, C, N)
-  T* c_new;  // (B, C, N)
+  int64_t weights_have_positions;  // 1 where weight and bias are (4C, N)
+  LstmTerm<S> terms[kLstmTerms];
+  Map<const S> c;
+  Compute<S> forget_bias;
+  Compute<S> eps;
+  S* h;                                // (B, C, N)
+  S* c_new;                            // (B, C, N)
+  Compute<S>* statistics[kLstmTerms];  // (B, 2): mean and 1 / sqrt(variance + eps) of a term with weights
 };
 
-template <class T>
+template <class S>
+struct LstmTermGradients {
+  S* x;                // (B, 4C, N); of the second summand nullptr where it is that of the first, both without weights
+  Compute<S>* weight;  // as the weights of the term
+  Compute<S>* bias;
+};
+
+template <class S>
 struct LstmGatesBackward {
   int64_t batch;
   int64_t channels;
   int64_t positions;
-  Map<const T> gates;
-  Map<const T> c;
-  T forget_bias;
-  Map<const T> dh;
-  Map<const T> dc_new;
-  T* dgates;  // (B, 4C, N)
-  T* dc;      // (B, C, N)
+  int64_t weights_have_positions;
+  LstmTerm<S> terms[kLstmTerms];
+  Map<const S> c;
+  Compute<S> forget_bias;
+  Map<const S> dh;
+  Map<const S> dc_new;
+  const Compute<S>* statistics[kLstmTerms];
+  LstmTermGradients<S> gradients[kLstmTerms];
+  S* dc;  // (B, C, N)
 };
 
 }  // namespace fastsam

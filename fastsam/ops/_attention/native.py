@@ -6,12 +6,12 @@ import torch
 from torch import Tensor
 
 from fastsam.ops._attention import Context, Source, SourceGradients
-from fastsam.ops._native import address, dense, map_fields, new_map, operators, packed
+from fastsam.ops._native import address, arithmetic, dense, map_fields, new_map, operators, weights
 
 
 def _readable(source: Source) -> Source:
-    x, *weights = source
-    return Source(dense(x), *map(packed, weights))  # type: ignore[arg-type]
+    x, *rest = source
+    return Source(dense(x), *(weights(weight, arithmetic(x.dtype)) for weight in rest))  # type: ignore[arg-type]
 
 
 def _source_fields(source: Source) -> tuple[int, ...]:
@@ -26,16 +26,18 @@ def _sizes(h: Tensor, value_channels: int) -> tuple[int, int, int, int]:
 
 def forward(sources: Sequence[Source], value_bias: Tensor, save: bool) -> tuple[Tensor, list[Context]]:
     """z, and the contexts for `backward` (empty unless `save`)."""
-    sources, value_bias = [_readable(source) for source in sources], value_bias.resolve_neg().contiguous()
+    sources = [_readable(source) for source in sources]
     h = sources[0].x
+    wide = arithmetic(h.dtype)
+    bias = weights(value_bias, wide)
     z = new_map(h, value_bias.shape[0])
     lse_shape = (h.shape[0], h.shape[2] * h.shape[3])
-    contexts = [Context(new_map(h, h.shape[1]), torch.empty(lse_shape, dtype=h.dtype)) for _ in sources] if save else []
+    contexts = [Context(new_map(h, h.shape[1]), torch.empty(lse_shape, dtype=wide)) for _ in sources] if save else []
     if z.numel() > 0:
         fields = [*_sizes(h, value_bias.shape[0]), len(sources)]
         for source in sources:
             fields += _source_fields(source)
-        fields += [address(value_bias), address(z)]
+        fields += [address(bias), address(z)]
         fields += [address(context.r) for context in contexts] or [0] * len(sources)
         fields += [address(context.lse) for context in contexts] or [0] * len(sources)
         operators(h.dtype).attention_forward(torch.get_num_threads(), tuple(fields))
@@ -49,23 +51,31 @@ def backward(
     dz, sources = dense(dz), [_readable(source) for source in sources]
     h = sources[0].x
     maps = [new_map(h, h.shape[1]) for _ in sources]
-    weights = [
+    of_weights = [
         SourceGradients(*(None if weight is None else torch.empty_like(weight) for weight in source[1:]))  # type: ignore[arg-type]
         for source in sources
     ]
-    dvalue_bias = torch.empty(dz.shape[1], dtype=dz.dtype)
+    dvalue_bias = torch.empty(dz.shape[1], dtype=arithmetic(dz.dtype))
     if h.numel() == 0:
-        for tensor in (dvalue_bias, *(gradient for of in weights for gradient in of if gradient is not None)):
+        for tensor in (dvalue_bias, *(gradient for of in of_weights for gradient in of if gradient is not None)):
             tensor.zero_()
-        return maps, weights, dvalue_bias
+        return maps, *_as(h.dtype, of_weights, dvalue_bias)
     fields = [*_sizes(h, dz.shape[1]), len(sources)]
     for source in sources:
         fields += _source_fields(source)
     fields += map_fields(dz)
     fields += [address(context.r) for context in contexts]
     fields += [address(context.lse) for context in contexts]
-    for dx, of in zip(maps, weights, strict=True):
+    for dx, of in zip(maps, of_weights, strict=True):
         fields += [address(dx), address(of.score), address(of.score_bias), address(of.value), address(of.key)]
     fields.append(address(dvalue_bias))
     operators(h.dtype).attention_backward(torch.get_num_threads(), tuple(fields))
-    return maps, weights, dvalue_bias
+    return maps, *_as(h.dtype, of_weights, dvalue_bias)
+
+
+def _as(
+    dtype: torch.dtype, of_weights: list[SourceGradients], dvalue_bias: Tensor
+) -> tuple[list[SourceGradients], Tensor]:
+    """The gradients of the weights in the dtype of the weights."""
+    cast = [SourceGradients(*(None if g is None else g.to(dtype) for g in of)) for of in of_weights]  # type: ignore[arg-type]
+    return cast, dvalue_bias.to(dtype)

@@ -1,29 +1,64 @@
-"""`lstm_gates` on the compiled CPU kernels: csrc/cpu/lstm_gates.cpp."""
+"""`lstm_gates` on the compiled CPU kernels: csrc/cpu/lstm_gates_forward.cpp, lstm_gates_backward.cpp."""
+
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-from fastsam.ops._native import address, dense, map_fields, new_map, operators
+from fastsam.ops._native import address, dense, map_fields, new_map, operators, weights
+from fastsam.ops.lstm_gates._term import Term, new_statistics
 
 
-def _input_fields(gates: Tensor, c: Tensor) -> list[int]:
+def _readable(terms: Sequence[Term], wide: torch.dtype) -> list[Term]:
+    return [Term(dense(term.x), weights(term.weight, wide), weights(term.bias, wide)) for term in terms]
+
+
+def _input_fields(terms: Sequence[Term], c: Tensor) -> list[int]:
     batch, channels, height, width = c.shape
-    return [batch, channels, height * width, *map_fields(gates), *map_fields(c)]
+    weights_have_positions = any(term.weight is not None and term.weight.ndim == 3 for term in terms)
+    fields = [batch, channels, height * width, int(weights_have_positions)]
+    for term in terms:
+        fields += [*map_fields(term.x), address(term.weight), address(term.bias)]
+    return [*fields, *[0] * (5 * (2 - len(terms))), *map_fields(c)]
 
 
-def forward(gates: Tensor, c: Tensor, forget_bias: float) -> tuple[Tensor, Tensor]:
-    """h and c_new."""
-    gates, c = dense(gates), dense(c)
+def _statistics_fields(terms: Sequence[Term], statistics: Tensor) -> list[int]:
+    """The address of each term's statistics, which only those with a norm have."""
+    of_norms = iter(statistics)
+    fields = [0 if term.weight is None else address(next(of_norms)) for term in terms]
+    return [*fields, *[0] * (2 - len(terms))]
+
+
+def forward(terms: Sequence[Term], c: Tensor, forget_bias: float, eps: float) -> tuple[Tensor, Tensor, Tensor]:
+    """h, c_new, and the statistics for `backward`."""
+    statistics = new_statistics(c, sum(term.weight is not None for term in terms))
+    terms, c = _readable(terms, statistics.dtype), dense(c)
     h, c_new = new_map(c, c.shape[1]), new_map(c, c.shape[1])
-    fields = (*_input_fields(gates, c), address(h), address(c_new))
-    operators(c.dtype).lstm_gates_forward(torch.get_num_threads(), float(forget_bias), fields)
-    return h, c_new
+    fields = (*_input_fields(terms, c), address(h), address(c_new), *_statistics_fields(terms, statistics))
+    operators(c.dtype).lstm_gates_forward(torch.get_num_threads(), float(forget_bias), float(eps), fields)
+    return h, c_new, statistics
 
 
-def backward(dh: Tensor, dc_new: Tensor, gates: Tensor, c: Tensor, forget_bias: float) -> tuple[Tensor, Tensor]:
-    """The gradients with respect to gates and c."""
-    gates, c, dh, dc_new = dense(gates), dense(c), dense(dh), dense(dc_new)
-    dgates, dc = new_map(gates, gates.shape[1]), new_map(c, c.shape[1])
-    fields = (*_input_fields(gates, c), *map_fields(dh), *map_fields(dc_new), address(dgates), address(dc))
-    operators(c.dtype).lstm_gates_backward(torch.get_num_threads(), float(forget_bias), fields)
-    return dgates, dc
+def backward(
+    dh: Tensor, dc_new: Tensor, terms: Sequence[Term], c: Tensor, forget_bias: float, statistics: Tensor
+) -> tuple[list[Term], Tensor]:
+    """The gradients with respect to the terms and to c. Two terms without norms get one tensor: theirs are equal."""
+    terms, c, dh, dc_new = _readable(terms, statistics.dtype), dense(c), dense(dh), dense(dc_new)
+    same = len(terms) == 2 and terms[0].weight is None and terms[1].weight is None
+    gradients = [Term(new_map(x, x.shape[1]), *map(_like, norm)) for x, *norm in (terms[:1] if same else terms)]
+    dc = new_map(c, c.shape[1])
+    fields = [*_input_fields(terms, c), *map_fields(dh), *map_fields(dc_new), *_statistics_fields(terms, statistics)]
+    for of_term in gradients:
+        fields += map(address, of_term)
+    fields += [*[0] * (3 * (2 - len(gradients))), address(dc)]
+    operators(c.dtype).lstm_gates_backward(torch.get_num_threads(), float(forget_bias), tuple(fields))
+    gradients = [Term(x, *(_narrow(value, c.dtype) for value in norm)) for x, *norm in gradients]
+    return gradients * 2 if same else gradients, dc
+
+
+def _like(weight: Tensor | None) -> Tensor | None:
+    return None if weight is None else torch.empty(weight.shape, dtype=weight.dtype)
+
+
+def _narrow(gradient: Tensor | None, dtype: torch.dtype) -> Tensor | None:
+    return None if gradient is None else gradient.to(dtype)

@@ -3,14 +3,14 @@
 import torch
 from torch import Tensor
 
-from fastsam.ops._native import address, dense, map_fields, new_map, operators, packed
+from fastsam.ops._native import address, arithmetic, dense, map_fields, new_map, operators, weights
 
 
 def _readable(
     z: Tensor | None, h: Tensor, m: Tensor, depthwise: Tensor | None, pointwise: Tensor, bias: Tensor | None
 ) -> tuple[Tensor | None, Tensor, Tensor, Tensor | None, Tensor, Tensor | None]:
-    weights = map(packed, (depthwise, pointwise, bias))
-    return None if z is None else dense(z), dense(h), dense(m), *weights  # type: ignore[return-value]
+    wide = (weights(tensor, arithmetic(h.dtype)) for tensor in (depthwise, pointwise, bias))
+    return None if z is None else dense(z), dense(h), dense(m), *wide  # type: ignore[return-value]
 
 
 def _input_fields(
@@ -49,9 +49,9 @@ def backward(
     """The gradients with respect to z, h, m, depthwise, pointwise and bias; None where the argument is None."""
     inputs = _readable(z, h, m, depthwise, pointwise, bias)
     dh_hat, dm_new = dense(dh_hat), dense(dm_new)
-    gradients = [None if tensor is None else torch.empty(tensor.shape, dtype=h.dtype) for tensor in inputs]
+    gradients = [None if tensor is None else torch.empty(tensor.shape, dtype=tensor.dtype) for tensor in inputs]
     if h.numel() == 0:
-        return [None if gradient is None else gradient.zero_() for gradient in gradients]
+        return [None if gradient is None else gradient.zero_().to(h.dtype) for gradient in gradients]
     fields = [*_input_fields(*inputs), *map_fields(dh_hat), *map_fields(dm_new), *map(address, gradients)]
     operators(h.dtype).separable_gates_backward(torch.get_num_threads(), tuple(fields))
-    return gradients
+    return [None if gradient is None else gradient.to(h.dtype) for gradient in gradients]
