@@ -90,5 +90,5 @@ def inputs(case: Case, device: torch.device, dtype: torch.dtype) -> list[Tensor]
     if case.group == TRAINING:
         frames = torch.rand(case.batch, 2 * case.frames, 1, FRAME_SIZE, FRAME_SIZE, generator=generator)
         return [frames.to(device, dtype)]
-    channels = {SAM: [c, c], ATTENTION: [c, c], CELL: [c] * 4, GATES: [c] * 3, LSTM_GATES: [4 * c, c]}
+    channels = {SAM: [c, c], ATTENTION: [c, c], CELL: [c] * 4, GATES: [c] * 3, LSTM_GATES: [4 * c, 4 * c, c]}
     return [draw(count) for count in channels[case.group]]

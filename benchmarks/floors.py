@@ -85,8 +85,8 @@ _MAPS = {
     CELL: (7, 7 + 11),
     # z, h, m -> h^, m'; then z, h, m, dh^, dm' -> dz, dh, dm
     GATES: (5, 5 + 8),
-    # four gates, c -> h, c'; then gates, c, dh, dc' -> dgates, dc
-    LSTM_GATES: (7, 7 + 12),
+    # two times four gates, c -> h, c'; then gates, c, dh, dc' -> dgates, dc
+    LSTM_GATES: (11, 11 + 20),
 }
 """Maps of C channels that must be read or written: forward, and forward + backward."""
 

@@ -109,7 +109,7 @@ def _plain(attend: plain.Attend, model: str, case: Case) -> nn.Module:
         SAM: lambda: plain.SAM(attend),
         CELL: lambda: _Step(plain.SAConvLSTMCell(CHANNELS, CHANNELS, attend=attend, device=None, dtype=None)),
         GATES: plain.SeparableGates,
-        LSTM_GATES: plain.LSTMGates,
+        LSTM_GATES: plain.NormalisedLSTMGates,
     }
     if case.group != TRAINING:
         return builders[model]()
@@ -149,9 +149,13 @@ class _FastGates(plain.SeparableGates):
         return fastsam.ops.separable_gates(z, h, m, self.depthwise.weight, self.pointwise.weight, self.pointwise.bias)
 
 
-class _FastLSTMGates(nn.Module):
-    def forward(self, gates: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
-        return fastsam.ops.lstm_gates(gates, c, 1.0)
+class _FastLSTMGates(plain.NormalisedLSTMGates):
+    def forward(self, gates: Tensor, recurrent: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
+        norms = {
+            "norm": (self.input_norm.weight, self.input_norm.bias),
+            "recurrent_norm": (self.hidden_norm.weight, self.hidden_norm.bias),
+        }
+        return fastsam.ops.lstm_gates(gates, c, 1.0, recurrent=recurrent, eps=self.input_norm.eps, **norms)
 
 
 class _Step(nn.Module):

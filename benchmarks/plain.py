@@ -125,6 +125,18 @@ class LSTMGates(nn.Module):
         return torch.sigmoid(o) * torch.tanh(c), c
 
 
+class NormalisedLSTMGates(nn.Module):
+    """The same from the outputs of the input's and the hidden state's convolution, each through its layer norm."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.input_norm, self.hidden_norm = nn.GroupNorm(1, 4 * CHANNELS), nn.GroupNorm(1, 4 * CHANNELS)
+        self.lstm_gates = LSTMGates()
+
+    def forward(self, gates: Tensor, recurrent: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
+        return self.lstm_gates(self.input_norm(gates) + self.hidden_norm(recurrent), c)
+
+
 class ConvLSTMCell(RecurrentCell):
     """The convolutional LSTM with layer norm, as a cell of `fastsam.Forecaster`; it has no use for `attend`."""
 
