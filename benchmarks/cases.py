@@ -24,6 +24,16 @@ GROUPS = (SAM, TRAINING, ATTENTION, CELL, GATES, LSTM_GATES)
 
 TRAINED_MODELS = ("ConvLSTM", "base model", "SA-ConvLSTM")
 
+OPERATORS = {
+    SAM: ("double_attention", "separable_gates"),
+    ATTENTION: ("double_attention",),
+    CELL: ("double_attention", "separable_gates", "lstm_gates"),
+    GATES: ("separable_gates",),
+    LSTM_GATES: ("lstm_gates",),
+    TRAINING: ("double_attention", "self_attention", "separable_gates", "lstm_gates"),
+}
+"""The operators of fastsam that a group calls."""
+
 
 @dataclass(frozen=True)
 class Case:

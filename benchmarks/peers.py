@@ -30,6 +30,7 @@ from benchmarks.cases import (
     KERNEL_SIZE,
     LAYERS,
     LSTM_GATES,
+    OPERATORS,
     SAM,
     TRAINED_MODELS,
     TRAINING,
@@ -95,9 +96,11 @@ def peers(case: Case, device: torch.device, dtype: torch.dtype) -> list[Peer]:
             Peer("reduce-overhead", eager, compile_mode="reduce-overhead", **options),
             Peer("FlexAttention", flex, frozenset({ATTENTION}), compile_mode="default"),
         ]
-    chosen, _ = backends.explain(device.type, dtype)
+    operators = OPERATORS[case.group]
+    chosen = {backends.explain(operator, device.type, dtype)[0] for operator in operators}
     for name in backends.NAMES[1:]:
-        if case.group != TRAINING and name != chosen and backends.unsupported(name, device.type, dtype) is None:
+        serves = all(backends.unsupported(operator, name, device.type, dtype) is None for operator in operators)
+        if case.group != TRAINING and serves and chosen != {name}:
             found.append(Peer(f"{FASTSAM} {name}", _fast, backend=name, quadratic=name == "eager"))
     found.append(Peer(FASTSAM, _fast))
     return [peer for peer in found if case.backward or not peer.backward_only]

@@ -1,7 +1,7 @@
-// The Python face of the compiled code, and the only file that knows Python.
+// The Python face of the compiled code; with calls.h the only file that knows Python.
 //
-// A call hands over the fields of its parameter struct (params.h) as one flat tuple of integers in the order of the
-// struct: sizes, addresses and strides. Address 0 is nullptr. Tensors are kept alive and checked by the caller.
+// An operator takes where to run (a number of CPU threads, or a CUDA launch and its workspace) and the fields of its
+// parameter struct as one flat tuple of numbers: calls.h.
 
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
@@ -11,8 +11,10 @@
 #include <string>
 #include <vector>
 
+#include "calls.h"
 #include "cpu/kernels.h"
 #ifdef FASTSAM_CUDA
+#include "fastsam/cuda_kernels.h"
 #include "fastsam/device.h"
 #endif
 
@@ -82,185 +84,77 @@ const CpuKernels<bfloat16>& kernels<bfloat16>() {
   return *chosen().bfloat16;
 }
 
-// Reads the flat tuple of a call, one field after the other.
-class Fields {
- public:
-  explicit Fields(const py::tuple& values) : values_(values) {}
-
-  int64_t integer() {
-    if (next_ >= values_.size()) throw std::invalid_argument("too few fields for this call");
-    return values_[next_++].cast<int64_t>();
-  }
-
-  template <class T>
-  T* address() {
-    return reinterpret_cast<T*>(static_cast<intptr_t>(integer()));
-  }
-
-  template <class T>
-  Map<const T> map() {
-    const T* data = address<const T>();
-    const int64_t stride_batch = integer();
-    return {data, stride_batch, integer()};
-  }
-
-  void done() const {
-    if (next_ != values_.size()) throw std::invalid_argument("too many fields for this call");
-  }
-
- private:
-  const py::tuple& values_;
-  size_t next_ = 0;
-};
-
-AttentionSizes attention_sizes(Fields& fields) {
-  AttentionSizes sizes{};
-  for (int64_t* field : {&sizes.batch, &sizes.channels, &sizes.value_channels, &sizes.positions})
-    *field = fields.integer();
-  return sizes;
-}
-
-int source_count(Fields& fields) {
-  const int64_t count = fields.integer();
-  if (count < 1 || count > kMaxSources) throw std::invalid_argument("one or two sources are served");
-  return static_cast<int>(count);
-}
-
-template <class S>
-AttentionSource<S> attention_source(Fields& fields) {
-  AttentionSource<S> source{};
-  source.x = fields.map<S>();
-  source.query_channels = fields.integer();
-  for (const Compute<S>** field : {&source.score, &source.score_bias, &source.value, &source.key})
-    *field = fields.address<const Compute<S>>();
-  return source;
-}
-
-// Runs a kernel without the interpreter's lock.
 template <class Call>
-void run(void (*kernel)(const Call&, int), const Call& call, int threads, const Fields& fields) {
-  fields.done();
-  const py::gil_scoped_release unlocked;
-  kernel(call, threads);
-}
-
-template <class S>
-void attention_forward(int threads, const py::tuple& values) {
-  Fields fields(values);
-  AttentionForward<S> call{};
-  call.sizes = attention_sizes(fields);
-  call.source_count = source_count(fields);
-  for (int s = 0; s < call.source_count; ++s) call.sources[s] = attention_source<S>(fields);
-  call.value_bias = fields.address<const Compute<S>>();
-  call.z = fields.address<S>();
-  for (int s = 0; s < call.source_count; ++s) call.r[s] = fields.address<S>();
-  for (int s = 0; s < call.source_count; ++s) call.lse[s] = fields.address<Compute<S>>();
-  run(kernels<S>().attention_forward, call, threads, fields);
-}
-
-template <class S>
-void attention_backward(int threads, const py::tuple& values) {
-  Fields fields(values);
-  AttentionBackward<S> call{};
-  call.sizes = attention_sizes(fields);
-  call.source_count = source_count(fields);
-  for (int s = 0; s < call.source_count; ++s) call.sources[s] = attention_source<S>(fields);
-  call.dz = fields.map<S>();
-  for (int s = 0; s < call.source_count; ++s) call.r[s] = fields.address<const S>();
-  for (int s = 0; s < call.source_count; ++s) call.lse[s] = fields.address<const Compute<S>>();
-  for (int s = 0; s < call.source_count; ++s) {
-    AttentionGradients<S>& out = call.gradients[s];
-    out.x = fields.address<S>();
-    for (Compute<S>** field : {&out.score, &out.score_bias, &out.value, &out.key})
-      *field = fields.address<Compute<S>>();
-  }
-  call.dvalue_bias = fields.address<Compute<S>>();
-  run(kernels<S>().attention_backward, call, threads, fields);
-}
-
-template <class S, class Call>
-void gate_inputs(Fields& fields, Call& call) {
-  GateSizes& sizes = call.sizes;
-  for (int64_t* field :
-       {&sizes.batch, &sizes.channels, &sizes.z_channels, &sizes.height, &sizes.width, &sizes.kernel_size}) {
-    *field = fields.integer();
-  }
-  for (Map<const S>* field : {&call.z, &call.h, &call.m}) *field = fields.map<S>();
-  for (const Compute<S>** field : {&call.depthwise, &call.pointwise, &call.bias})
-    *field = fields.address<const Compute<S>>();
-}
-
-template <class S>
-void separable_gates_forward(int threads, const py::tuple& values) {
-  Fields fields(values);
-  SeparableGatesForward<S> call{};
-  gate_inputs<S>(fields, call);
-  call.h_hat = fields.address<S>();
-  call.m_new = fields.address<S>();
-  run(kernels<S>().separable_gates_forward, call, threads, fields);
-}
-
-template <class S>
-void separable_gates_backward(int threads, const py::tuple& values) {
-  Fields fields(values);
-  SeparableGatesBackward<S> call{};
-  gate_inputs<S>(fields, call);
-  for (Map<const S>* field : {&call.dh_hat, &call.dm_new}) *field = fields.map<S>();
-  for (S** field : {&call.dz, &call.dh, &call.dm}) *field = fields.address<S>();
-  for (Compute<S>** field : {&call.ddepthwise, &call.dpointwise, &call.dbias}) *field = fields.address<Compute<S>>();
-  run(kernels<S>().separable_gates_backward, call, threads, fields);
-}
-
-template <class S, class Call>
-void lstm_inputs(Fields& fields, double forget_bias, Call& call) {
-  for (int64_t* field : {&call.batch, &call.channels, &call.positions, &call.weights_have_positions})
-    *field = fields.integer();
-  for (LstmTerm<S>& term : call.terms) {
-    term.x = fields.map<S>();
-    for (const Compute<S>** field : {&term.weight, &term.bias}) *field = fields.address<const Compute<S>>();
-  }
-  call.c = fields.map<S>();
-  call.forget_bias = static_cast<Compute<S>>(forget_bias);
-}
-
-template <class S>
-void lstm_gates_forward(int threads, double forget_bias, double eps, const py::tuple& values) {
-  Fields fields(values);
-  LstmGatesForward<S> call{};
-  lstm_inputs<S>(fields, forget_bias, call);
-  call.eps = static_cast<Compute<S>>(eps);
-  for (S** field : {&call.h, &call.c_new}) *field = fields.address<S>();
-  for (Compute<S>*& statistics : call.statistics) statistics = fields.address<Compute<S>>();
-  run(kernels<S>().lstm_gates_forward, call, threads, fields);
-}
-
-template <class S>
-void lstm_gates_backward(int threads, double forget_bias, const py::tuple& values) {
-  Fields fields(values);
-  LstmGatesBackward<S> call{};
-  lstm_inputs<S>(fields, forget_bias, call);
-  for (Map<const S>* field : {&call.dh, &call.dc_new}) *field = fields.map<S>();
-  for (const Compute<S>*& statistics : call.statistics) statistics = fields.address<const Compute<S>>();
-  for (LstmTermGradients<S>& out : call.gradients) {
-    out.x = fields.address<S>();
-    for (Compute<S>** field : {&out.weight, &out.bias}) *field = fields.address<Compute<S>>();
-  }
-  call.dc = fields.address<S>();
-  run(kernels<S>().lstm_gates_backward, call, threads, fields);
+void define_cpu(py::module_& module, const char* name, void (*kernel)(const Call&, int)) {
+  const auto run = [kernel](int threads, const py::tuple& fields) {
+    const Call call = call_from<Call>(fields);
+    const py::gil_scoped_release unlocked;
+    kernel(call, threads);
+  };
+  module.def(name, run, py::arg("threads"), py::arg("fields"));
 }
 
 // One submodule a scalar type, so that a caller picks it once.
-template <class T>
-void define_operators(py::module_ module) {
-  module.def("attention_forward", &attention_forward<T>, py::arg("threads"), py::arg("fields"));
-  module.def("attention_backward", &attention_backward<T>, py::arg("threads"), py::arg("fields"));
-  module.def("separable_gates_forward", &separable_gates_forward<T>, py::arg("threads"), py::arg("fields"));
-  module.def("separable_gates_backward", &separable_gates_backward<T>, py::arg("threads"), py::arg("fields"));
-  module.def("lstm_gates_forward", &lstm_gates_forward<T>, py::arg("threads"), py::arg("forget_bias"), py::arg("eps"),
-             py::arg("fields"));
-  module.def("lstm_gates_backward", &lstm_gates_backward<T>, py::arg("threads"), py::arg("forget_bias"),
-             py::arg("fields"));
+template <class S>
+void define_cpu_operators(py::module_ module) {
+  const CpuKernels<S>& of = kernels<S>();
+  define_cpu(module, "attention_forward", of.attention_forward);
+  define_cpu(module, "attention_backward", of.attention_backward);
+  define_cpu(module, "separable_gates_forward", of.separable_gates_forward);
+  define_cpu(module, "separable_gates_backward", of.separable_gates_backward);
+  define_cpu(module, "lstm_gates_forward", of.lstm_gates_forward);
+  define_cpu(module, "lstm_gates_backward", of.lstm_gates_backward);
 }
+
+#ifdef FASTSAM_CUDA
+
+// device, stream, compute capability times ten, multiprocessors, shared memory a block can have, tf32.
+cuda::Launch launch_from(const py::tuple& values) {
+  Fields fields(values);
+  cuda::Launch launch{};
+  int tf32 = 0;
+  fields.read(launch.device, launch.stream, launch.capability, launch.multiprocessors, launch.shared_memory, tf32);
+  fields.done();
+  launch.precision = tf32 != 0 ? cuda::Precision::kTf32 : cuda::Precision::kFloat32;
+  return launch;
+}
+
+// Two functions: `name`, and `name`_workspace, the bytes of device memory that it wants.
+template <class Call>
+void define_cuda(py::module_& module, const std::string& name, int64_t (*workspace)(const Call&, const cuda::Launch&),
+                 void (*kernel)(const Call&, void*, const cuda::Launch&)) {
+  const auto size = [workspace](const py::tuple& launch, const py::tuple& fields) {
+    return workspace(call_from<Call>(fields), launch_from(launch));
+  };
+  const auto run = [kernel](const py::tuple& launch, intptr_t memory, const py::tuple& fields) {
+    const Call call = call_from<Call>(fields);
+    const cuda::Launch where = launch_from(launch);
+    const py::gil_scoped_release unlocked;
+    kernel(call, reinterpret_cast<void*>(memory), where);
+  };
+  module.def((name + "_workspace").c_str(), size, py::arg("launch"), py::arg("fields"));
+  module.def(name.c_str(), run, py::arg("launch"), py::arg("workspace"), py::arg("fields"));
+}
+
+template <class Call>
+int64_t no_workspace(const Call&, const cuda::Launch&) {
+  return 0;
+}
+
+template <class S>
+void define_cuda_operators(py::module_ module) {
+  using GatesForward = SeparableGatesForward<S>;
+  const auto gates_forward = [](const GatesForward& call, void*, const cuda::Launch& launch) {
+    cuda::separable_gates_forward<S>(call, launch);
+  };
+  define_cuda<GatesForward>(module, "separable_gates_forward", &no_workspace, gates_forward);
+  define_cuda(module, "separable_gates_backward", &cuda::separable_gates_backward_workspace<S>,
+              &cuda::separable_gates_backward<S>);
+  define_cuda(module, "lstm_gates_forward", &cuda::lstm_gates_forward_workspace<S>, &cuda::lstm_gates_forward<S>);
+  define_cuda(module, "lstm_gates_backward", &cuda::lstm_gates_backward_workspace<S>, &cuda::lstm_gates_backward<S>);
+}
+
+#endif
 
 }  // namespace
 }  // namespace fastsam
@@ -268,9 +162,9 @@ void define_operators(py::module_ module) {
 PYBIND11_MODULE(_native, module) {
   using namespace fastsam;
   chosen();
-  define_operators<float>(module.def_submodule("float32"));
-  define_operators<double>(module.def_submodule("float64"));
-  define_operators<bfloat16>(module.def_submodule("bfloat16"));
+  define_cpu_operators<float>(module.def_submodule("float32"));
+  define_cpu_operators<double>(module.def_submodule("float64"));
+  define_cpu_operators<bfloat16>(module.def_submodule("bfloat16"));
   module.def("cpu_isa", [] { return chosen().name; }, "The instruction set in use.");
   module.def(
       "cpu_isas",
@@ -282,6 +176,10 @@ PYBIND11_MODULE(_native, module) {
       "The instruction sets that were compiled.");
 #ifdef FASTSAM_CUDA
   py::module_ device = module.def_submodule("cuda");
+  define_cuda_operators<float>(device.def_submodule("float32"));
+  define_cuda_operators<double>(device.def_submodule("float64"));
+  define_cuda_operators<float16>(device.def_submodule("float16"));
+  define_cuda_operators<bfloat16>(device.def_submodule("bfloat16"));
   device.def("runtime_version", &cuda::runtime_version);
   device.def("driver_version", &cuda::driver_version);
   device.def("device_count", &cuda::device_count);

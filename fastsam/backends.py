@@ -9,13 +9,34 @@ import importlib
 import os
 from collections.abc import Iterator
 from types import ModuleType
+from typing import NamedTuple
 
 import torch
 
-NATIVE_BACKENDS = ("cpu",)
-"""Back ends other than eager, fastest first."""
+NATIVE_BACKENDS = ("cpu", "cuda")
+"""Back ends other than eager: compiled code, for the device of their name."""
+
+AUTO = ("cpu",)
+"""Those that `auto` chooses from, fastest first. `cuda` is left to those who name it as long as its kernels have run in
+the harness of csrc/simt only, and on no card."""
 
 NAMES = ("auto", "eager", *NATIVE_BACKENDS)
+
+
+class _Served(NamedTuple):
+    """What a compiled back end has kernels for."""
+
+    operators: tuple[str, ...]
+    dtypes: tuple[torch.dtype, ...]
+
+
+_SERVED = {
+    "cpu": _Served(
+        ("double_attention", "self_attention", "separable_gates", "lstm_gates"),
+        (torch.float32, torch.float64, torch.bfloat16),
+    ),
+    "cuda": _Served(("separable_gates", "lstm_gates"), (torch.float32, torch.float64, torch.bfloat16, torch.float16)),
+}
 
 
 def _checked(name: str, origin: str) -> str:
@@ -35,7 +56,6 @@ def _load_native() -> tuple[ModuleType | None, str | None]:
 
 _selected = _checked(os.environ.get("FASTSAM_BACKEND") or "auto", "the environment variable FASTSAM_BACKEND")
 _native, _native_error = _load_native()
-_CPU_DTYPES = (torch.float32, torch.float64, torch.bfloat16)
 
 
 def native_module() -> ModuleType | None:
@@ -72,16 +92,21 @@ def backend(name: str) -> Iterator[None]:
         _selected = previous
 
 
-def unsupported(name: str, device_type: str, dtype: torch.dtype) -> str | None:
-    """Why the back end `name` cannot serve tensors of this device type and dtype; None where it can."""
+def unsupported(operator: str, name: str, device_type: str, dtype: torch.dtype) -> str | None:
+    """Why the back end `name` cannot serve an operator on tensors of this device type and dtype; None where it can."""
     if name == "eager":
         return None
     if _native is None:
         return f"the compiled extension cannot be loaded ({_native_error}); `python -m fastsam` says what the build did"
-    if device_type != "cpu":
-        return f"it serves tensors on the cpu, these are on {device_type}"
-    if dtype not in _CPU_DTYPES:
-        return f"it serves {' and '.join(map(str, _CPU_DTYPES))}, these tensors are {dtype}"
+    if device_type != name:
+        return f"it serves tensors on the {name}, these are on {device_type}"
+    if name == "cuda" and not hasattr(_native, "cuda"):
+        return "it was not built; `python -m fastsam` says why"
+    served = _SERVED[name]
+    if operator not in served.operators:
+        return f"it has kernels for {' and '.join(served.operators)} only"
+    if dtype not in served.dtypes:
+        return f"it serves {', '.join(map(str, served.dtypes))}, these tensors are {dtype}"
     return None
 
 
@@ -92,8 +117,8 @@ def choose(operator: str, device_type: str, dtype: torch.dtype) -> str:
         RuntimeError: a back end is forced that cannot serve the call.
     """
     if _selected == "auto":
-        return next((name for name in NATIVE_BACKENDS if unsupported(name, device_type, dtype) is None), "eager")
-    reason = unsupported(_selected, device_type, dtype)
+        return next((name for name in AUTO if unsupported(operator, name, device_type, dtype) is None), "eager")
+    reason = unsupported(operator, _selected, device_type, dtype)
     if reason is not None:
         raise RuntimeError(
             f"fastsam.{operator}: the back end {_selected!r} is forced and cannot serve this call: {reason}"
@@ -101,10 +126,11 @@ def choose(operator: str, device_type: str, dtype: torch.dtype) -> str:
     return _selected
 
 
-def explain(device_type: str, dtype: torch.dtype) -> tuple[str, str]:
+def explain(operator: str, device_type: str, dtype: torch.dtype) -> tuple[str, str]:
     """What `auto` chooses for tensors of this device type and dtype, and the reason in words."""
-    reasons = {name: unsupported(name, device_type, dtype) for name in NATIVE_BACKENDS}
-    for name, reason in reasons.items():
-        if reason is None:
-            return name, "compiled, and it serves this device and dtype"
-    return "eager", "; ".join(f"{name}: {reason}" for name, reason in reasons.items())
+    if device_type not in NATIVE_BACKENDS:
+        return "eager", f"there is no compiled back end for {device_type}"
+    reason = unsupported(operator, device_type, device_type, dtype)
+    if reason is None and device_type in AUTO:
+        return device_type, "compiled, and it serves this device and dtype"
+    return "eager", f"{device_type}: {reason or 'it serves these, when named'}"

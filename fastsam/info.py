@@ -19,8 +19,9 @@ _DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
 @dataclass(frozen=True)
 class Choice:
-    """What `auto` chooses for one kind of tensor: the same for every operator."""
+    """What `auto` chooses for an operator on one kind of tensor."""
 
+    operator: str
     device_type: str
     dtype: str
     backend: str
@@ -75,16 +76,22 @@ class Info:
             ("back end", self.selected),
         ]
         lines = [f"fastsam {self.version}", *(f"  {name:<13} {text}" for name, text in rows)]
-        lines.append(f'  "auto" chooses, for {", ".join(OPERATORS)}:')
+        lines.append(f'  "auto" chooses for {", ".join(OPERATORS)}:')
         return "\n".join([*lines, *self._choice_lines()])
 
     def _choice_lines(self) -> list[str]:
-        dtypes: dict[tuple[str, str, str], list[str]] = {}
+        operators: dict[tuple[str, str, str, str], list[str]] = {}
         for choice in self.choices:
-            dtypes.setdefault((choice.device_type, choice.backend, choice.reason), []).append(choice.dtype)
+            operators.setdefault((choice.device_type, choice.backend, choice.reason, choice.dtype), []).append(
+                choice.operator
+            )
+        dtypes: dict[tuple[str, str, str, tuple[str, ...]], list[str]] = {}
+        for (device_type, backend, reason, dtype), names in operators.items():
+            dtypes.setdefault((device_type, backend, reason, tuple(names)), []).append(dtype)
         return [
-            f"    {backend:<6} for {', '.join(names)} on {device_type} ({reason})"
-            for (device_type, backend, reason), names in dtypes.items()
+            f"    {backend:<6} for {'all' if names == OPERATORS else ', '.join(names)} in {', '.join(of)} "
+            f"on {device_type} ({reason})"
+            for (device_type, backend, reason, names), of in dtypes.items()
         ]
 
     def _instructions(self) -> str:
@@ -109,9 +116,15 @@ def info() -> Info:
         cuda=_cuda_info(report, native),
         selected=backends.selected(),
         choices=tuple(
-            Choice(device_type, str(dtype).removeprefix("torch."), *backends.explain(device_type, dtype))
+            Choice(
+                operator,
+                device_type,
+                str(dtype).removeprefix("torch."),
+                *backends.explain(operator, device_type, dtype),
+            )
             for device_type in ("cpu", "cuda")
             for dtype in _DTYPES
+            for operator in OPERATORS
         ),
     )
 

@@ -48,6 +48,41 @@ inline void load_map_tile(const Map<const S>& map, int64_t batch, TileRange tile
   copy_tile(channels, tile.count, map.data + batch * map.stride_batch + tile.first, map.stride_channel, out, lanes);
 }
 
+// Attention does not change when the same vector is taken from all columns of a source but for R, which loses it too.
+// So both passes work with columns from which each sample's mean is taken: maps with a mean, such as images, would
+// otherwise lose digits where terms of its size cancel, in delta - dP and in sums of dE times the keys. Channels whose
+// mean is not finite stay as they are.
+template <class S, class T>
+inline void channel_means(const Map<const S>& map, int64_t batch, int64_t channels, int64_t positions, T* means) {
+  for (int64_t channel = 0; channel < channels; ++channel) {
+    const S* row = map.data + batch * map.stride_batch + channel * map.stride_channel;
+    Vec<T> sum = broadcast(T(0));
+    int64_t lane = 0;
+    for (; lane + kLanes<T> <= positions; lane += kLanes<T>) sum += load(row + lane);
+    if (lane < positions) sum += load_part(row + lane, positions - lane);
+    const T mean = sum_lanes<T>(sum) / static_cast<T>(positions);
+    means[channel] = mean - mean == T(0) ? mean : T(0);
+  }
+}
+
+// Adds each row's number to the first `lanes` lanes of a tile.
+template <class T>
+inline void shift_rows(int64_t rows, int64_t lanes, const T* shifts, T sign, T* tile, int64_t stride) {
+  for (int64_t row = 0; row < rows; ++row) {
+    const Vec<T> shift = broadcast(sign * shifts[row]);
+    for (int64_t lane = 0; lane < lanes; lane += kLanes<T>)
+      store(tile + row * stride + lane, load(tile + row * stride + lane) + shift);
+  }
+}
+
+// `load_map_tile`, without the means.
+template <class S, class T>
+inline void load_centred_tile(const Map<const S>& map, int64_t batch, TileRange tile, int64_t channels, const T* means,
+                              T* out, int64_t lanes = kTile) {
+  load_map_tile(map, batch, tile, channels, out, lanes);
+  shift_rows(channels, tile.count, means, T(-1), out, lanes);
+}
+
 // query = score x + score_bias for kTile positions of the hidden state, a tile of row stride `stride`.
 template <class S, class T>
 inline void query_tile(const AttentionSource<S>& source, int64_t channels, const T* hidden, int64_t stride, T* query) {

@@ -19,17 +19,18 @@ static_assert(kKeys % kTile == 0, "a tile of queries must not straddle key tiles
 template <class T>
 struct ThreadScratch {
   ThreadScratch(Arena& arena, const AttentionSizes& sizes, int64_t query_channels)
-      : query(arena.take<T>(query_channels * kTile)),
+      : hidden(arena.take<T>(sizes.channels * kTile)),
+        query(arena.take<T>(query_channels * kTile)),
         scores(arena.take<T>(kKeys * kTile)),
         r(arena.take<T>(sizes.channels * kTile)),
         z(arena.take<T>(sizes.value_channels * kTile)),
         maximum(arena.take<T>(kTile)),
         sum(arena.take<T>(kTile)) {}
 
-  T *query, *scores, *r, *z, *maximum, *sum;
+  T *hidden, *query, *scores, *r, *z, *maximum, *sum;
 };
 
-// The maps as tiles of kKeys positions, beside their keys.
+// The centred maps as tiles of kKeys positions, beside their keys, and the means that were taken from them.
 template <class S>
 struct Layout {
   using T = Compute<S>;
@@ -39,6 +40,7 @@ struct Layout {
     x_size = sizes.channels * kKeys;
     for (int s = 0; s < call.source_count; ++s) {
       keys_size[s] = call.sources[s].key == nullptr ? 0 : kKeys * call.sources[s].query_channels;
+      means[s] = arena.take<T>(sizes.batch * sizes.channels);
       x[s] = arena.take<T>(sizes.batch * tiles * x_size);
       keys[s] = arena.take<T>(sizes.batch * tiles * keys_size[s]);
     }
@@ -54,7 +56,7 @@ struct Layout {
   }
 
   int64_t tiles, x_size, keys_size[kMaxSources], scratch_base, scratch_size;
-  T *x[kMaxSources], *keys[kMaxSources];
+  T *means[kMaxSources], *x[kMaxSources], *keys[kMaxSources];
 };
 
 // Turns the scores of `count` keys into unnormalised weights and brings r and the sum to the new maximum, for
@@ -103,7 +105,7 @@ void softmax_step(int64_t count, int64_t lanes, int64_t channels, const ThreadSc
                           scratch.sum + lane);
 }
 
-// R, of a tile of queries in scratch.query, with its running maximum and sum.
+// Centred R of the tile of queries in scratch.query, with its running maximum and sum.
 template <class S, class T>
 void attend(const AttentionForward<S>& call, const Layout<S>& layout, int source, int64_t batch, int64_t lanes,
             const ThreadScratch<T>& scratch) {
@@ -144,27 +146,29 @@ void query_task(const AttentionForward<S>& call, const Layout<S>& layout, int64_
                 const ThreadScratch<T>& scratch) {
   const AttentionSizes& sizes = call.sizes;
   const TileRange queries = tile_of(index, sizes.positions);
-  const T* hidden = layout.x_tile(0, batch, queries.first / kKeys) + queries.first % kKeys;
-  for (int64_t channel = 0; channel < sizes.value_channels; ++channel) {
-    for (int64_t lane = 0; lane < kTile; ++lane) scratch.z[channel * kTile + lane] = call.value_bias[channel];
-  }
+  const int64_t lanes = padded_lanes<T>(queries.count);
+  load_map_tile(call.sources[0].x, batch, queries, sizes.channels, scratch.hidden);
+  std::memset(scratch.z, 0, sizes.value_channels * kTile * sizeof(T));
   for (int source = 0; source < call.source_count; ++source) {
-    query_tile(call.sources[source], sizes.channels, hidden, kKeys, scratch.query);
-    attend(call, layout, source, batch, padded_lanes<T>(queries.count), scratch);
+    query_tile(call.sources[source], sizes.channels, scratch.hidden, kTile, scratch.query);
+    attend(call, layout, source, batch, lanes, scratch);
     store_context(call, source, batch, queries, scratch);
-    multiply<T, Start::kAdd>(sizes.value_channels, queries.count, sizes.channels,
+    shift_rows(sizes.channels, lanes, layout.means[source] + batch * sizes.channels, T(1), scratch.r, kTile);
+    multiply<T, Start::kAdd>(sizes.value_channels, lanes, sizes.channels,
                              rows_of(call.sources[source].value, sizes.channels), scratch.r, kTile, scratch.z, kTile);
   }
+  shift_rows(sizes.value_channels, lanes, call.value_bias, T(1), scratch.z, kTile);
   store_tile(sizes.value_channels, queries.count, scratch.z, kTile,
              call.z + batch * sizes.value_channels * sizes.positions + queries.first, sizes.positions);
 }
 
 template <class S>
 void key_task(const AttentionForward<S>& call, const Layout<S>& layout, int source, int64_t batch, int64_t tile) {
+  const int64_t channels = call.sizes.channels;
   Compute<S>* x = layout.x_tile(source, batch, tile);
-  load_map_tile(call.sources[source].x, batch, tile_of(tile, call.sizes.positions, kKeys), call.sizes.channels, x,
-                kKeys);
-  key_tile(call.sources[source], call.sizes.channels, x, kKeys, layout.key_tile(source, batch, tile));
+  load_centred_tile(call.sources[source].x, batch, tile_of(tile, call.sizes.positions, kKeys), channels,
+                    layout.means[source] + batch * channels, x, kKeys);
+  key_tile(call.sources[source], channels, x, kKeys, layout.key_tile(source, batch, tile));
 }
 
 }  // namespace
@@ -177,12 +181,17 @@ void attention_forward(const AttentionForward<S>& call, int threads) {
   const Workspace workspace(measure.size());
   Arena arena(workspace.data());
   const Layout<S> layout(arena, call, threads);
-  const int64_t key_tiles = layout.tiles, key_tasks = call.sizes.batch * key_tiles,
-                query_tiles = tiles_in(call.sizes.positions), query_tasks = call.sizes.batch * query_tiles;
+  const int64_t batch = call.sizes.batch, key_tiles = layout.tiles, key_tasks = batch * key_tiles,
+                query_tiles = tiles_in(call.sizes.positions), query_tasks = batch * query_tiles;
 #pragma omp parallel num_threads(threads)
   {
     Arena own(workspace.data() + layout.scratch_base + thread_index() * layout.scratch_size);
     const ThreadScratch<Compute<S>> scratch(own, call.sizes, widest_query(call));
+#pragma omp for schedule(dynamic)
+    for (int64_t task = 0; task < batch * call.source_count; ++task) {
+      channel_means(call.sources[task / batch].x, task % batch, call.sizes.channels, call.sizes.positions,
+                    layout.means[task / batch] + task % batch * call.sizes.channels);
+    }
 #pragma omp for schedule(dynamic)
     for (int64_t task = 0; task < key_tasks * call.source_count; ++task) {
       key_task(call, layout, static_cast<int>(task / key_tasks), task % key_tasks / key_tiles, task % key_tiles);

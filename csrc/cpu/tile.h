@@ -173,6 +173,7 @@ class Arena {
   int64_t size() const { return size_; }
 
   static constexpr int64_t kAlignment = 64;
+  static_assert(kAlignment >= kVectorBytes, "a line is at least a vector");
 
  private:
   char* base_;

@@ -176,12 +176,19 @@ def _fold_norms(norms: Sequence[Any], maps: Sequence[Tensor]) -> tuple[list[Tens
 
 
 def _foldable(norm: Any, x: Tensor) -> bool:
-    """Whether it is GroupNorm(1, C) or, for maps of this size, LayerNorm((C, H, W)), with weight and bias."""
+    """Whether it is GroupNorm(1, C) or, for maps of this size, LayerNorm((C, H, W)), with weight and bias.
+
+    One with hooks is called, so that they are; one of another dtype than the map is left to PyTorch unless autocast
+    brings both to one.
+    """
     if type(norm) is nn.GroupNorm:
         whole = norm.num_groups == 1
     else:
         whole = type(norm) is nn.LayerNorm and norm.normalized_shape == tuple(x.shape[1:])
-    return whole and norm.weight is not None and norm.bias is not None and norm.eps > 0
+    if not whole or norm.weight is None or norm.bias is None or norm.eps <= 0:
+        return False
+    hooks = (norm._forward_hooks, norm._forward_pre_hooks, norm._backward_hooks, norm._backward_pre_hooks)
+    return not any(hooks) and (norm.weight.dtype == x.dtype or torch.is_autocast_enabled(x.device.type))
 
 
 class BaseCell(ConvLSTMCell):

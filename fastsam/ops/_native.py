@@ -1,8 +1,10 @@
-"""What the wrappers of the compiled CPU operators share: addresses, strides, the scalar type, the thread count.
+"""What the wrappers of the compiled operators share: addresses and strides, and the call, on a CPU or a GPU.
 
-The field order of a call is that of its struct in csrc/include/fastsam/params.h.
+The fields of a call are those of its struct in csrc/include/fastsam/params.h, in their order (csrc/calls.h).
 """
 
+from collections.abc import Sequence
+from functools import cache
 from typing import Any
 
 import torch
@@ -13,15 +15,45 @@ from fastsam import backends
 MapFields = tuple[int, int, int]
 
 
-def operators(dtype: torch.dtype) -> Any:
-    """The compiled operators for a scalar type."""
-    native = backends.native_module()
-    return getattr(native, str(dtype).removeprefix("torch."))
+def run(name: str, like: Tensor, fields: Sequence[float]) -> None:
+    """Run a compiled operator on maps like this one: on their device, in their dtype, on the current stream."""
+    native: Any = backends.native_module()
+    dtype = str(like.dtype).removeprefix("torch.")
+    if like.device.type == "cpu":
+        getattr(getattr(native, dtype), name)(torch.get_num_threads(), tuple(fields))
+        return
+    operators = getattr(native.cuda, dtype)
+    with torch.cuda.device(like.device):
+        launch = _launch(like.device)
+        size = getattr(operators, f"{name}_workspace")(launch, tuple(fields))
+        workspace = torch.empty(size, dtype=torch.uint8, device=like.device)
+        getattr(operators, name)(launch, workspace.data_ptr(), tuple(fields))
+
+
+def _launch(device: torch.device) -> tuple[int, ...]:
+    """The fields of csrc/include/fastsam/cuda_kernels.h, `Launch`."""
+    index = torch.cuda.current_device() if device.index is None else device.index
+    tf32 = torch.get_float32_matmul_precision() != "highest"
+    return (index, torch.cuda.current_stream(index).cuda_stream, *_card(index), int(tf32))
+
+
+@cache
+def _card(index: int) -> tuple[int, int, int]:
+    """Compute capability times ten, multiprocessors, and the shared memory that a block can have, in bytes.
+
+    The capability is that of the code which runs: the newest compiled one that is not newer than the card.
+    """
+    native: Any = backends.native_module()
+    card: Any = torch.cuda.get_device_properties(index)
+    capability = 10 * card.major + card.minor
+    compiled = (int(code) // 10 for code in native.cuda.compiled_architectures().split(","))
+    capability = max((code for code in compiled if code <= capability), default=capability)
+    return capability, card.multi_processor_count, card.shared_memory_per_block_optin
 
 
 def arithmetic(dtype: torch.dtype) -> torch.dtype:
     """The dtype in which maps of a dtype are computed with, and their weights passed."""
-    return torch.float32 if dtype == torch.bfloat16 else dtype
+    return torch.float32 if dtype.itemsize < 4 else dtype
 
 
 def dense(tensor: Tensor) -> Tensor:

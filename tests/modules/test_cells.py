@@ -223,3 +223,23 @@ def test_attention_maps_need_attention() -> None:
 
 def test_a_cell_of_ones_own_has_nothing_to_fold() -> None:
     assert RecurrentCell().fold() is None
+
+
+def test_a_norm_with_a_hook_is_called() -> None:
+    cell = ConvLSTMCell(2, 3, layer_norm=True)
+    calls = []
+    cell.input_norm.register_forward_hook(lambda *_: calls.append(1))
+    x = torch.randn(1, 2, 4, 5)
+    with_hook, _ = cell(x)
+    assert calls == [1]
+    cell.input_norm._forward_hooks.clear()
+    torch.testing.assert_close(cell(x)[0], with_hook)
+
+
+def test_a_norm_of_another_dtype_is_left_to_pytorch() -> None:
+    """bfloat16 maps and a norm kept in float32, as PyTorch's own GroupNorm takes them on a CPU."""
+    cell = ConvLSTMCell(2, 3, layer_norm=True, dtype=torch.bfloat16)
+    cell.input_norm.float()
+    cell.hidden_norm.float()
+    h, _ = cell(torch.randn(1, 2, 4, 5, dtype=torch.bfloat16))
+    assert h.dtype == torch.bfloat16 and h.isfinite().all()

@@ -23,7 +23,7 @@ class Evaluation(NamedTuple):
 def upstream_for(outputs: Iterable[Tensor]) -> list[Tensor]:
     """One fixed random gradient for each output."""
     generator = torch.Generator().manual_seed(99)
-    return [torch.randn(output.shape, generator=generator).to(output.dtype) for output in outputs]
+    return [torch.randn(output.shape, generator=generator).to(output) for output in outputs]
 
 
 def evaluate(

@@ -149,3 +149,14 @@ def test_compiled_operator(native_backend, variant):
             results.append([*outputs, *gradients])
         for actual, expected in zip(*results, strict=True):
             torch.testing.assert_close(actual, expected, rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_the_registered_operator_checks_its_arguments(native_backend, variant):
+    """The same errors as the public function's: a wrong shape must not reach the compiled code."""
+    operator, arguments = _arguments(variant)
+    *_, name = (argument for argument, value in arguments.items() if isinstance(value, Tensor))
+    last = arguments[name]
+    wrong = {**arguments, name: torch.cat([last, last], dim=1 if last.ndim == 4 else 0)}
+    with pytest.raises((ValueError, TypeError), match=operator):
+        cases.registered(operator)(**wrong)

@@ -142,3 +142,20 @@ def test_scores_beyond_the_range_of_exp(backend_name, poison, sign):
     torch.testing.assert_close(actual.outputs, expected.outputs, rtol=1e-10, atol=1e-10)
     for name in ("value", "value_bias"):
         torch.testing.assert_close(actual.gradients[name], expected.gradients[name], rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("mean", [1.0, 3.0, 10.0])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
+@pytest.mark.parametrize("variant", ATTENTIONS)
+def test_maps_with_a_mean(native_backend, variant, dtype, mean):
+    """Maps far from 0 for their spread, as images are: terms of the size of the mean cancel in the gradients."""
+    operator, options = cases.VARIANTS[variant]
+    options = {**options, "channels": 24, "size": (8, 9)}
+    draws = []
+    for seed in range(6):
+        arguments = cases.make(operator, **options, seed=seed)
+        maps = [name for name in ("h", "m", "x") if name in arguments]
+        arguments |= {name: arguments[name] + mean for name in maps}
+        scaled = cases.scale_scores(operator, arguments, 3.0)
+        draws.append(cases.map_tensors(lambda tensor: tensor.to(dtype), scaled))
+    checks.assert_accurate(operator, draws)

@@ -61,7 +61,8 @@ struct AttentionSource {
 
 constexpr int kMaxSources = 2;
 
-// Queries come from sources[0].x. r[s] (B, C, N) and lse[s] (B, N) may be nullptr: then they are not kept.
+// Queries come from sources[0].x. r[s] (B, C, N) and lse[s] (B, N), of the source without its mean over the positions,
+// may be nullptr: then they are not kept.
 template <class S>
 struct AttentionForward {
   AttentionSizes sizes;
@@ -69,7 +70,7 @@ struct AttentionForward {
   AttentionSource<S> sources[kMaxSources];
   const Compute<S>* value_bias;  // (Cz)
   S* z;                          // (B, Cz, N)
-  S* r[kMaxSources];
+  Compute<S>* r[kMaxSources];
   Compute<S>* lse[kMaxSources];
 };
 
@@ -88,7 +89,7 @@ struct AttentionBackward {
   int source_count;
   AttentionSource<S> sources[kMaxSources];
   Map<const S> dz;                     // (B, Cz, N)
-  const S* r[kMaxSources];             // (B, C, N)
+  const Compute<S>* r[kMaxSources];    // (B, C, N)
   const Compute<S>* lse[kMaxSources];  // (B, N)
   AttentionGradients<S> gradients[kMaxSources];
   Compute<S>* dvalue_bias;  // (Cz)

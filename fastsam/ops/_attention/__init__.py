@@ -27,7 +27,8 @@ class Context(NamedTuple):
     """What the backward pass needs of one source besides its inputs; all of it is O(N).
 
     r: (B, C, H, W), the source averaged with its attention weights. lse: (B, N), log of the sum of exponentials of
-    each query's scores, float32 for half types.
+    each query's scores. Both are those of the source without its mean over the positions, which attention does not
+    depend on otherwise and which would cost the gradients digits; float32 for half types.
     """
 
     r: Tensor
@@ -48,4 +49,4 @@ def implementation(backend: str) -> Any:
     # They import the types of this module.
     from fastsam.ops._attention import eager, native
 
-    return {"eager": eager, "cpu": native}[backend]
+    return {"eager": eager, "cpu": native, "cuda": native}[backend]

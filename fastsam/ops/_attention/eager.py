@@ -26,9 +26,16 @@ def _query(h: Tensor, source: Source) -> Tensor:
     return source.score @ h.flatten(2) + source.score_bias[:, None]
 
 
-def _keys(source: Source) -> Tensor:
-    columns = source.x.flatten(2)
+def _keys(source: Source, columns: Tensor) -> Tensor:
     return columns if source.key is None else source.key @ columns
+
+
+def _centred(x: Tensor) -> tuple[Tensor, Tensor]:
+    """The columns of x without their mean, and the mean (B, C, 1), which is 0 where it would not be finite."""
+    columns = x.flatten(2)
+    mean = columns.mean(dim=2, keepdim=True)
+    mean = torch.where(mean.isfinite(), mean, 0.0)
+    return columns - mean, mean
 
 
 def forward(sources: Sequence[Source], value_bias: Tensor, save: bool) -> tuple[Tensor, list[Context]]:
@@ -37,11 +44,12 @@ def forward(sources: Sequence[Source], value_bias: Tensor, save: bool) -> tuple[
     z = value_bias[:, None].expand(h.shape[0], -1, h.shape[2] * h.shape[3])
     contexts = []
     for source in sources:
-        r, scores = attend(_query(h, source), _keys(source), source.x.flatten(2))
-        z = z + source.value @ r
+        columns, mean = _centred(source.x)
+        r, scores = attend(_query(h, source), _keys(source, columns), columns)
+        z = z + source.value @ (r + mean)
         if save:
-            wide = scores.float() if scores.dtype.itemsize < 4 else scores
-            contexts.append(Context(r.unflatten(2, h.shape[2:]), wide.logsumexp(dim=-1)))
+            r, scores = (value.float() if value.dtype.itemsize < 4 else value for value in (r, scores))
+            contexts.append(Context(r.unflatten(2, h.shape[2:]), scores.logsumexp(dim=-1)))
     return z.unflatten(2, h.shape[2:]), contexts
 
 
@@ -51,15 +59,16 @@ def backward(
     """The gradients with respect to each source's map, each source's weights, and the value bias.
 
     The softmax weights P are computed again from the log-sum-exps; with dR = value^T dz,
-    dP = dR^T x, dE = P (dP - sum_c dR R), and E = query^T keys.
+    dP = dR^T x, dE = P (dP - sum_c dR R), and E = query^T keys, where x and R are centred.
     """
     h = sources[0].x
     dz_columns, hidden = dz.flatten(2), h.flatten(2)
     dx = [torch.zeros_like(source.x.flatten(2)) for source in sources]
     weights = []
     for index, (source, context) in enumerate(zip(sources, contexts, strict=True)):
-        columns, query, keys = source.x.flatten(2), _query(h, source), _keys(source)
-        r = context.r.flatten(2)
+        columns, mean = _centred(source.x)
+        query, keys = _query(h, source), _keys(source, columns)
+        r = context.r.flatten(2).to(columns.dtype)
         dr = source.value.T @ dz_columns
         p = (query.transpose(1, 2) @ keys - context.lse[:, :, None]).exp().to(r.dtype)
         delta = (dr * r).sum(1)
@@ -72,7 +81,7 @@ def backward(
             SourceGradients(
                 score=_sum_outer(dquery, hidden),
                 score_bias=dquery.sum((0, 2)),
-                value=_sum_outer(dz_columns, r),
+                value=_sum_outer(dz_columns, r + mean),
                 key=None if source.key is None else _sum_outer(dkeys, columns),
             )
         )

@@ -1,4 +1,4 @@
-"""The attention operators on the compiled CPU kernels: csrc/cpu/attention_forward.cpp, attention_backward.cpp."""
+"""The attention operators on the compiled kernels: csrc/cpu/attention_forward.cpp, attention_backward.cpp."""
 
 from collections.abc import Sequence
 
@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from fastsam.ops._attention import Context, Source, SourceGradients
-from fastsam.ops._native import address, arithmetic, dense, map_fields, new_map, operators, weights
+from fastsam.ops._native import address, arithmetic, dense, map_fields, new_map, run, weights
 
 
 def _readable(source: Source) -> Source:
@@ -32,7 +32,11 @@ def forward(sources: Sequence[Source], value_bias: Tensor, save: bool) -> tuple[
     bias = weights(value_bias, wide)
     z = new_map(h, value_bias.shape[0])
     lse_shape = (h.shape[0], h.shape[2] * h.shape[3])
-    contexts = [Context(new_map(h, h.shape[1]), torch.empty(lse_shape, dtype=wide)) for _ in sources] if save else []
+    contexts = [
+        Context(*(torch.empty(shape, dtype=wide, device=h.device) for shape in (h.shape, lse_shape)))
+        for _ in sources
+        if save
+    ]
     if z.numel() > 0:
         fields = [*_sizes(h, value_bias.shape[0]), len(sources)]
         for source in sources:
@@ -40,7 +44,7 @@ def forward(sources: Sequence[Source], value_bias: Tensor, save: bool) -> tuple[
         fields += [address(bias), address(z)]
         fields += [address(context.r) for context in contexts] or [0] * len(sources)
         fields += [address(context.lse) for context in contexts] or [0] * len(sources)
-        operators(h.dtype).attention_forward(torch.get_num_threads(), tuple(fields))
+        run("attention_forward", h, fields)
     return z, contexts
 
 
@@ -55,7 +59,7 @@ def backward(
         SourceGradients(*(None if weight is None else torch.empty_like(weight) for weight in source[1:]))  # type: ignore[arg-type]
         for source in sources
     ]
-    dvalue_bias = torch.empty(dz.shape[1], dtype=arithmetic(dz.dtype))
+    dvalue_bias = torch.empty(dz.shape[1], dtype=arithmetic(dz.dtype), device=dz.device)
     if h.numel() == 0:
         for tensor in (dvalue_bias, *(gradient for of in of_weights for gradient in of if gradient is not None)):
             tensor.zero_()
@@ -69,7 +73,7 @@ def backward(
     for dx, of in zip(maps, of_weights, strict=True):
         fields += [address(dx), address(of.score), address(of.score_bias), address(of.value), address(of.key)]
     fields.append(address(dvalue_bias))
-    operators(h.dtype).attention_backward(torch.get_num_threads(), tuple(fields))
+    run("attention_backward", h, fields)
     return maps, *_as(h.dtype, of_weights, dvalue_bias)
 
 

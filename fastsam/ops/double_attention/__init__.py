@@ -126,6 +126,7 @@ def _sources(
 
 
 def _implementation(*arguments: Any) -> tuple[Tensor, ...]:
+    _check(*arguments, *[None] * (11 - len(arguments)))
     sources, value_bias = _sources(*arguments)
     backend = backends.choose("double_attention", arguments[0].device.type, arguments[0].dtype)
     z, (of_h, of_m) = implementation(backend).forward(sources, value_bias, save=True)
@@ -136,8 +137,8 @@ def _fake(*arguments: Any) -> tuple[Tensor, ...]:
     h, value_bias = arguments[0], arguments[8]
     batch, _, height, width = h.shape
     z = h.new_empty(batch, value_bias.shape[0], height, width)
-    r = [h.new_empty(h.shape) for _ in range(2)]
     wide = torch.float32 if h.dtype.itemsize < 4 else h.dtype
+    r = [h.new_empty(h.shape, dtype=wide) for _ in range(2)]
     lse = [h.new_empty(batch, height * width, dtype=wide) for _ in range(2)]
     return z, *r, *lse
 

@@ -13,7 +13,7 @@ from fastsam.ops._check import Arguments, real_number
 from fastsam.ops.lstm_gates import eager, native
 from fastsam.ops.lstm_gates._term import Term, new_statistics, terms_of
 
-_IMPLEMENTATIONS: dict[str, Any] = {"eager": eager, "cpu": native}
+_IMPLEMENTATIONS: dict[str, Any] = {"eager": eager, "cpu": native, "cuda": native}
 
 
 def lstm_gates(
@@ -171,7 +171,9 @@ def _implementation(
     recurrent_norm_bias: Tensor | None = None,
     eps: float = 1e-5,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    terms = terms_of(gates, recurrent, norm_weight, norm_bias, recurrent_norm_weight, recurrent_norm_bias)
+    tensors = (recurrent, norm_weight, norm_bias, recurrent_norm_weight, recurrent_norm_bias)
+    _check(gates, c, forget_bias, *tensors, eps)
+    terms = terms_of(gates, *tensors)
     return _module(gates).forward(terms, c, forget_bias, eps)
 
 

@@ -1,11 +1,11 @@
-"""`lstm_gates` on the compiled CPU kernels: csrc/cpu/lstm_gates_forward.cpp, lstm_gates_backward.cpp."""
+"""`lstm_gates` on the compiled kernels: lstm_gates*.cpp in csrc/cpu, lstm_gates.cu in csrc/cuda."""
 
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-from fastsam.ops._native import address, dense, map_fields, new_map, operators, weights
+from fastsam.ops._native import address, dense, map_fields, new_map, run, weights
 from fastsam.ops.lstm_gates._term import Term, new_statistics
 
 
@@ -13,13 +13,13 @@ def _readable(terms: Sequence[Term], wide: torch.dtype) -> list[Term]:
     return [Term(dense(term.x), weights(term.weight, wide), weights(term.bias, wide)) for term in terms]
 
 
-def _input_fields(terms: Sequence[Term], c: Tensor) -> list[int]:
+def _input_fields(terms: Sequence[Term], c: Tensor, forget_bias: float) -> list[float]:
     batch, channels, height, width = c.shape
     weights_have_positions = any(term.weight is not None and term.weight.ndim == 3 for term in terms)
-    fields = [batch, channels, height * width, int(weights_have_positions)]
+    fields: list[float] = [batch, channels, height * width, int(weights_have_positions)]
     for term in terms:
         fields += [*map_fields(term.x), address(term.weight), address(term.bias)]
-    return [*fields, *[0] * (5 * (2 - len(terms))), *map_fields(c)]
+    return [*fields, *[0] * (5 * (2 - len(terms))), *map_fields(c), float(forget_bias)]
 
 
 def _statistics_fields(terms: Sequence[Term], statistics: Tensor) -> list[int]:
@@ -34,8 +34,8 @@ def forward(terms: Sequence[Term], c: Tensor, forget_bias: float, eps: float) ->
     statistics = new_statistics(c, sum(term.weight is not None for term in terms))
     terms, c = _readable(terms, statistics.dtype), dense(c)
     h, c_new = new_map(c, c.shape[1]), new_map(c, c.shape[1])
-    fields = (*_input_fields(terms, c), address(h), address(c_new), *_statistics_fields(terms, statistics))
-    operators(c.dtype).lstm_gates_forward(torch.get_num_threads(), float(forget_bias), float(eps), fields)
+    fields = [*_input_fields(terms, c, forget_bias), float(eps), address(h), address(c_new)]
+    run("lstm_gates_forward", c, [*fields, *_statistics_fields(terms, statistics)])
     return h, c_new, statistics
 
 
@@ -47,17 +47,18 @@ def backward(
     same = len(terms) == 2 and terms[0].weight is None and terms[1].weight is None
     gradients = [Term(new_map(x, x.shape[1]), *map(_like, norm)) for x, *norm in (terms[:1] if same else terms)]
     dc = new_map(c, c.shape[1])
-    fields = [*_input_fields(terms, c), *map_fields(dh), *map_fields(dc_new), *_statistics_fields(terms, statistics)]
+    fields = [*_input_fields(terms, c, forget_bias), *map_fields(dh), *map_fields(dc_new)]
+    fields += _statistics_fields(terms, statistics)
     for of_term in gradients:
         fields += map(address, of_term)
     fields += [*[0] * (3 * (2 - len(gradients))), address(dc)]
-    operators(c.dtype).lstm_gates_backward(torch.get_num_threads(), float(forget_bias), tuple(fields))
+    run("lstm_gates_backward", c, fields)
     gradients = [Term(x, *(_narrow(value, c.dtype) for value in norm)) for x, *norm in gradients]
     return gradients * 2 if same else gradients, dc
 
 
 def _like(weight: Tensor | None) -> Tensor | None:
-    return None if weight is None else torch.empty(weight.shape, dtype=weight.dtype)
+    return None if weight is None else torch.empty(weight.shape, dtype=weight.dtype, device=weight.device)
 
 
 def _narrow(gradient: Tensor | None, dtype: torch.dtype) -> Tensor | None:

@@ -80,6 +80,7 @@ def _sources(
 
 
 def _implementation(*arguments: Any) -> tuple[Tensor, ...]:
+    _check(*arguments, *[None] * (6 - len(arguments)))
     sources, value_bias = _sources(*arguments)
     backend = backends.choose("self_attention", arguments[0].device.type, arguments[0].dtype)
     z, (context,) = implementation(backend).forward(sources, value_bias, save=True)
@@ -92,7 +93,7 @@ def _fake(*arguments: Any) -> tuple[Tensor, ...]:
     wide = torch.float32 if x.dtype.itemsize < 4 else x.dtype
     return (
         x.new_empty(batch, value_bias.shape[0], height, width),
-        x.new_empty(x.shape),
+        x.new_empty(x.shape, dtype=wide),
         x.new_empty(batch, height * width, dtype=wide),
     )
 

@@ -11,7 +11,7 @@ from fastsam.ops import _dispatch
 from fastsam.ops._check import Arguments
 from fastsam.ops.separable_gates import eager, native
 
-_IMPLEMENTATIONS: dict[str, Any] = {"eager": eager, "cpu": native}
+_IMPLEMENTATIONS: dict[str, Any] = {"eager": eager, "cpu": native, "cuda": native}
 
 
 def separable_gates(
@@ -96,6 +96,7 @@ def _module(h: Tensor) -> Any:
 
 
 def _implementation(*arguments: Any) -> tuple[Tensor, Tensor]:
+    _check(*arguments)
     return _module(arguments[1]).forward(*arguments)
 
 

@@ -1,9 +1,9 @@
-"""`separable_gates` on the compiled CPU kernels: csrc/cpu/separable_gates_forward.cpp, separable_gates_backward.cpp."""
+"""`separable_gates` on the compiled kernels: separable_gates*.cpp in csrc/cpu, separable_gates.cu in csrc/cuda."""
 
 import torch
 from torch import Tensor
 
-from fastsam.ops._native import address, arithmetic, dense, map_fields, new_map, operators, weights
+from fastsam.ops._native import address, arithmetic, dense, map_fields, new_map, run, weights
 
 
 def _readable(
@@ -32,7 +32,7 @@ def forward(
     h_hat, m_new = new_map(h, h.shape[1]), new_map(h, h.shape[1])
     if h.numel() > 0:
         fields = [*_input_fields(*inputs), address(h_hat), address(m_new)]
-        operators(h.dtype).separable_gates_forward(torch.get_num_threads(), tuple(fields))
+        run("separable_gates_forward", h, fields)
     return h_hat, m_new
 
 
@@ -49,9 +49,9 @@ def backward(
     """The gradients with respect to z, h, m, depthwise, pointwise and bias; None where the argument is None."""
     inputs = _readable(z, h, m, depthwise, pointwise, bias)
     dh_hat, dm_new = dense(dh_hat), dense(dm_new)
-    gradients = [None if tensor is None else torch.empty(tensor.shape, dtype=tensor.dtype) for tensor in inputs]
+    gradients = [None if x is None else torch.empty(x.shape, dtype=x.dtype, device=x.device) for x in inputs]
     if h.numel() == 0:
         return [None if gradient is None else gradient.zero_().to(h.dtype) for gradient in gradients]
     fields = [*_input_fields(*inputs), *map_fields(dh_hat), *map_fields(dm_new), *map(address, gradients)]
-    operators(h.dtype).separable_gates_backward(torch.get_num_threads(), tuple(fields))
+    run("separable_gates_backward", h, fields)
     return [None if gradient is None else gradient.to(h.dtype) for gradient in gradients]

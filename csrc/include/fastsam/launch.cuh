@@ -1,0 +1,124 @@
+// Starting kernels: the shape of a launch, and the launch itself with its error message.
+#pragma once
+
+#include <cstdint>
+
+#include "fastsam/cuda_kernels.h"
+#include "fastsam/simt.cuh"
+
+#ifndef __CUDACC_RTC__  // which compiles kernels only
+#include <stdexcept>
+#include <string>
+#endif
+
+namespace fastsam::cuda {
+
+// The type that stands in kernels for a storage type of params.h.
+template <class S>
+struct DeviceTypeOf {
+  using Type = S;
+};
+template <>
+struct DeviceTypeOf<float16> {
+  using Type = __half;
+};
+template <>
+struct DeviceTypeOf<bfloat16> {
+  using Type = __nv_bfloat16;
+};
+template <class S>
+using DeviceType = typename DeviceTypeOf<S>::Type;
+
+template <class S>
+DeviceType<S>* on_device(S* address) {
+  return reinterpret_cast<DeviceType<S>*>(address);
+}
+template <class S>
+const DeviceType<S>* on_device(const S* address) {
+  return reinterpret_cast<const DeviceType<S>*>(address);
+}
+
+__host__ __device__ constexpr int64_t ceil_div(int64_t value, int64_t divisor) {
+  return (value + divisor - 1) / divisor;
+}
+
+// Into how many parts to cut each of `tasks` tasks of `size` items: as few as give `blocks` blocks in all, but parts of
+// at least `least` items.
+constexpr int64_t parts_to_fill(int64_t blocks, int64_t tasks, int64_t size, int64_t least) {
+  const int64_t wanted = ceil_div(blocks, tasks > 0 ? tasks : 1), most = size > least ? size / least : 1;
+  return wanted < most ? wanted : most;
+}
+
+struct LaunchShape {
+  dim3 grid;
+  dim3 block;
+  int64_t shared_bytes = 0;  // dynamic
+};
+
+#ifndef __CUDACC_RTC__
+
+// A number of blocks along x.
+inline unsigned grid_size(int64_t blocks) {
+  if (blocks > INT32_MAX) throw std::runtime_error(std::to_string(blocks) + " blocks are more than a launch can have");
+  return static_cast<unsigned>(blocks);
+}
+
+#endif
+
+#if defined(__CUDACC__) && !defined(__CUDACC_RTC__)
+
+// What a block has without opt-in.
+constexpr int64_t kSharedBytesWithoutAsking = 48 * 1024;
+
+// Starts `kernel`, unless the grid is empty. `describe()` gives the operator and its shapes, for the error message.
+template <class Describe, class... Parameters, class... Arguments>
+void launch_kernel(const Describe& describe, const Launch& launch, const LaunchShape& shape,
+                   void (*kernel)(Parameters...), const Arguments&... arguments) {
+  if (shape.grid.x == 0 || shape.grid.y == 0 || shape.grid.z == 0) return;
+  cudaError_t status = cudaSuccess;
+  if (shape.shared_bytes > kSharedBytesWithoutAsking) {
+    status =
+        cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shape.shared_bytes));
+  }
+  if (status == cudaSuccess) {
+    kernel<<<shape.grid, shape.block, shape.shared_bytes, static_cast<cudaStream_t>(launch.stream)>>>(
+        static_cast<Parameters>(arguments)...);
+    status = cudaPeekAtLastError();
+  }
+  if (status == cudaSuccess) return;
+  cudaGetLastError();  // takes the error away, which the next call would report as its own
+  throw std::runtime_error(std::string(describe()) + " on CUDA device " + std::to_string(launch.device) + ": " +
+                           cudaGetErrorString(status));
+}
+
+// Where the host's part of an operator runs its kernels. The tests have another, which executes them on the host and
+// therefore wants to know how many elements there are at an address, and their name.
+template <class Describe>
+class DevicePlatform {
+ public:
+  DevicePlatform(const Launch& launch, const Describe& describe) : launch_(launch), describe_(describe) {}
+
+  template <class T>
+  const T* input(const T* address, int64_t, const char*) const {
+    return address;
+  }
+
+  template <class T>
+  T* output(T* address, int64_t, const char*) const {
+    return address;
+  }
+
+  template <class... Parameters, class... Arguments>
+  void start(const char*, const LaunchShape& shape, void (*kernel)(Parameters...),
+             const Arguments&... arguments) const {
+    launch_kernel(describe_, launch_, shape, kernel, arguments...);
+  }
+
+ private:
+  const Launch& launch_;
+  const Describe& describe_;
+};
+
+#endif
+
+}  // namespace fastsam::cuda

@@ -1,0 +1,241 @@
+// Gradients of the LSTM gates. da is the gradient of the sum of the terms. Without norms one launch, with norms two,
+// because the gradient of a norm needs sums over all of the sample:
+//   1. activations computed again, dc, da (stored where the gradient of the first term will be), and for each chunk of
+//      a channel the sums of dy = da w and dy (x - mean) of each normalised term;
+//   2. lstm_norm_backward.cuh.
+#pragma once
+
+#include "fastsam/lstm_norm_backward.cuh"
+
+namespace fastsam::cuda {
+
+// da at the four gates; `dcell` is the gradient with respect to c_new, in which that of h is included.
+template <class W, int V>
+__device__ __forceinline__ void gate_gradients(const LstmActivations<W, V>& a, const Lanes<W, V>& c,
+                                               const Lanes<W, V>& dh, Lanes<W, V>& dcell, Lanes<W, V> (&da)[4]) {
+#pragma unroll
+  for (int i = 0; i < V; ++i) {
+    const W tanh_cell = hyperbolic_tangent(a.f[i] * c[i] + a.i[i] * a.g[i]);
+    dcell[i] += dh[i] * a.o[i] * (1 - tanh_cell * tanh_cell);
+    da[0][i] = dcell[i] * a.g[i] * a.i[i] * (1 - a.i[i]);
+    da[1][i] = dcell[i] * c[i] * a.f[i] * (1 - a.f[i]);
+    da[2][i] = dcell[i] * a.i[i] * (1 - a.g[i] * a.g[i]);
+    da[3][i] = dh[i] * tanh_cell * a.o[i] * (1 - a.o[i]);
+  }
+}
+
+// What a thread has summed up: with weights of one a channel gate by gate, of da; else over the gates, of da w.
+template <class W, NormWeights kWeights>
+struct ThreadSums {
+  static constexpr int kParts = kWeights == NormWeights::kChannel ? 4 : 1;
+  TermSums<W> of[kLstmTerms][kParts] = {};
+};
+
+template <class T, int V, NormWeights kWeights>
+__device__ __forceinline__ void add_to_sums(const LstmGates<T, V, kWeights>& gates, int gate, int64_t at,
+                                            Lanes<Wide<T>, V> da, ThreadSums<Wide<T>, kWeights>& sums) {
+  using W = Wide<T>;
+#pragma unroll
+  for (int term = 0; term < kLstmTerms; ++term) {
+    if (!gates.normalised(term)) continue;
+    const Lanes<W, V> centred = gates.centred(term, gate, at);
+    TermSums<W>& to = sums.of[term][gate % ThreadSums<W, kWeights>::kParts];
+    Lanes<W, V> dy = da;
+    if constexpr (kWeights == NormWeights::kPosition) {
+      const Lanes<W, V> weight = gates.weight(term, gate, at);
+#pragma unroll
+      for (int i = 0; i < V; ++i) dy[i] *= weight[i];
+    }
+#pragma unroll
+    for (int i = 0; i < V; ++i) {
+      to.dy += dy[i];
+      to.dy_centred += dy[i] * centred[i];
+    }
+  }
+}
+
+// Adds up the sums of the block's threads and writes them out.
+template <class T, int V, NormWeights kWeights>
+__device__ __forceinline__ void keep_sums(const LstmBackwardArguments<T>& call, const LstmPlace& place,
+                                          const LstmGates<T, V, kWeights>& gates,
+                                          const ThreadSums<Wide<T>, kWeights>& sums) {
+  using W = Wide<T>;
+  FASTSAM_SHARED(TermSums<W>, of_warps, kLstmWarps * kLstmTerms);
+  const int warp = threadIdx.x / kWarp, lane = threadIdx.x % kWarp;
+#pragma unroll
+  for (int term = 0; term < kLstmTerms; ++term) {
+    if (!gates.normalised(term)) continue;
+    TermSums<W> of_warp = {0, 0};
+#pragma unroll
+    for (int part = 0; part < ThreadSums<W, kWeights>::kParts; ++part) {
+      const TermSums<W> sum = {warp_sum(sums.of[term][part].dy), warp_sum(sums.of[term][part].dy_centred)};
+      if constexpr (kWeights == NormWeights::kChannel) {
+        const int64_t row =
+            (term * call.split.samples + place.sample) * 4 * call.in.channels + part * call.in.channels + place.row;
+        if (lane == 0 && place.valid) call.of_channels[row * call.split.chunks + place.chunk] = sum;
+        const W weight = gates.weight(term, part, 0)[0];
+        of_warp = {of_warp.dy + weight * sum.dy, of_warp.dy_centred + weight * sum.dy_centred};
+      } else {
+        of_warp = sum;
+      }
+    }
+    if (lane == 0) of_warps[warp * kLstmTerms + term] = place.valid ? of_warp : TermSums<W>{0, 0};
+  }
+  __syncthreads();
+  const int term = threadIdx.x;
+  if (term >= kLstmTerms || !gates.normalised(term)) return;
+  TermSums<W> of_block = {0, 0};
+  for (int index = 0; index < kLstmWarps; ++index) {
+    const TermSums<W> of_warp = of_warps[index * kLstmTerms + term];
+    of_block = {of_block.dy + of_warp.dy, of_block.dy_centred + of_warp.dy_centred};
+  }
+  call.of_samples[static_cast<int64_t>(blockIdx.x) * kLstmTerms + term] = of_block;
+}
+
+// Blocks for whose registers a multiprocessor is to have room.
+template <class T>
+constexpr int kLstmBackwardBlocks = sizeof(Wide<T>) == 4 ? 2 : 1;
+
+template <class T, int V, NormWeights kWeights>
+__global__ void __launch_bounds__(kLstmThreads, kLstmBackwardBlocks<T>)
+    lstm_gates_backward_kernel(LstmBackwardArguments<T> call) {
+  using W = Wide<T>;
+  const LstmPlace place = lstm_place(call.split);
+  const LstmGates<T, V, kWeights> gates(call.in, place.sample, place.row,
+                                        saved_statistics<T>(call.statistics, place.sample));
+  const Global<const T> c = call.in.c.row(place.sample, place.row), dh = call.dh.row(place.sample, place.row),
+                        dc_new = call.dc_new.row(place.sample, place.row);
+  const int64_t channels = call.in.channels, positions = call.in.positions;
+  const int64_t row = (place.sample * channels + place.row) * positions;
+  const int64_t gate_rows = (place.sample * 4 * channels + place.row) * positions;
+  const bool copy = call.dx[1] != nullptr && !gates.normalised(1);
+  ThreadSums<W, kWeights> sums;
+#pragma unroll 1  // more would cost the registers of other warps
+  for (int64_t at = place.begin + threadIdx.x % kWarp * V; at < place.end; at += kWarp * V) {
+    const LstmActivations<W, V> a = lstm_activations(gates, call.in.forget_bias, at);
+    Lanes<W, V> da[4], dcell = load_lanes<T, V>(dc_new + at);
+    gate_gradients(a, load_lanes<T, V>(c + at), load_lanes<T, V>(dh + at), dcell, da);
+#pragma unroll
+    for (int i = 0; i < V; ++i) dcell[i] *= a.f[i];
+    store_lanes<T, V>(call.dc + (row + at), dcell);
+#pragma unroll
+    for (int gate = 0; gate < 4; ++gate) {
+      const int64_t to = gate_rows + gate * channels * positions + at;
+      store_lanes<T, V>(call.dx[0] + to, da[gate]);
+      if (copy) store_lanes<T, V>(call.dx[1] + to, da[gate]);
+      add_to_sums(gates, gate, at, da[gate], sums);
+    }
+  }
+  if constexpr (kWeights != NormWeights::kNone) keep_sums(call, place, gates, sums);
+}
+
+#ifndef __CUDACC_RTC__
+
+// The host's part, the same for every platform: DevicePlatform, or the one of the tests.
+
+// Elements of a vector. Eight of 16 bits would take more registers than two blocks have.
+template <class S>
+constexpr int kLstmBackwardWidth = sizeof(S) == 8 ? 2 : 4;
+
+template <class S>
+struct LstmBackwardPlan {
+  using Sums = TermSums<Wide<DeviceType<S>>>;
+
+  LstmBackwardPlan(const LstmGatesBackward<S>& call, const Launch& launch)
+      : layout(call, kLstmBackwardWidth<S>), weights(norm_weights(call)) {
+    layout.add(call.dh, call.channels);
+    layout.add(call.dc_new, call.channels);
+    layout.add(call.dc);
+    for (const LstmTermGradients<S>& gradients : call.gradients) {
+      layout.add(gradients.x);
+      layout.add(gradients.weight);
+      layout.add(gradients.bias);
+    }
+    const int64_t channels = layout.channels(), positions = layout.positions();
+    split = lstm_split(call.batch, channels, positions, layout.width(), launch.multiprocessors);
+    const int64_t groups = weights == NormWeights::kPosition || call.batch == 0 ? 1 : call.batch;
+    norm_split = lstm_split(groups, 4 * channels, positions, layout.width(), launch.multiprocessors);
+    if (weights == NormWeights::kNone) return;
+    of_samples = call.batch * split.blocks * kLstmTerms;
+    if (weights == NormWeights::kChannel) of_channels = kLstmTerms * call.batch * 4 * channels * split.chunks;
+  }
+
+  LstmLayout<S> layout;
+  NormWeights weights;
+  LstmSplit split, norm_split;
+  int64_t of_samples = 0, of_channels = 0;  // sums
+};
+
+template <class S>
+int64_t lstm_backward_workspace(const LstmGatesBackward<S>& call, const Launch& launch) {
+  const LstmBackwardPlan<S> plan(call, launch);
+  return (plan.of_samples + plan.of_channels) * static_cast<int64_t>(sizeof(typename LstmBackwardPlan<S>::Sums));
+}
+
+template <class S, class Platform>
+LstmNormArguments<DeviceType<S>> lstm_backward_arguments(const LstmGatesBackward<S>& call, void* workspace,
+                                                         const LstmBackwardPlan<S>& plan, const Platform& platform) {
+  auto* const sums = static_cast<typename LstmBackwardPlan<S>::Sums*>(workspace);
+  const int64_t count = call.batch * call.channels * call.positions;
+  const int64_t weights = 4 * call.channels * (call.weights_have_positions ? call.positions : 1);
+  LstmNormArguments<DeviceType<S>> arguments = {
+      {plan.layout.inputs(platform, call),
+       plan.split,
+       plan.layout.map(platform, call.dh, call.channels, "dh"),
+       plan.layout.map(platform, call.dc_new, call.channels, "dc_new"),
+       platform.output(on_device(call.dc), count, "dc"),
+       {},
+       {},
+       platform.output(sums, plan.of_samples, "sums of samples"),
+       platform.output(plan.of_channels > 0 ? sums + plan.of_samples : nullptr, plan.of_channels, "sums of channels")},
+      plan.norm_split,
+      {},
+      {}};
+  for (int term = 0; term < kLstmTerms; ++term) {
+    const LstmTermGradients<S>& gradients = call.gradients[term];
+    arguments.first.dx[term] = platform.output(on_device(gradients.x), 4 * count, "dx");
+    arguments.first.statistics[term] = platform.input(call.statistics[term], 2 * call.batch, "statistics");
+    arguments.dweight[term] = platform.output(gradients.weight, weights, "dweight");
+    arguments.dbias[term] = platform.output(gradients.bias, weights, "dbias");
+  }
+  return arguments;
+}
+
+template <class S, int V, NormWeights kWeights, class Platform>
+void lstm_backward_launches(const LstmNormArguments<DeviceType<S>>& arguments, const Platform& platform) {
+  using T = DeviceType<S>;
+  platform.start("lstm_gates_backward", lstm_shape(arguments.first.split), lstm_gates_backward_kernel<T, V, kWeights>,
+                 arguments.first);
+  if constexpr (kWeights != NormWeights::kNone) {
+    platform.start("lstm_norm_backward", lstm_shape(arguments.split), lstm_norm_backward_kernel<T, V, kWeights>,
+                   arguments);
+  }
+}
+
+template <class S, int V, class Platform>
+void lstm_backward_by_vectors(const LstmGatesBackward<S>& call, void* workspace, const LstmBackwardPlan<S>& plan,
+                              const Platform& platform) {
+  const auto arguments = lstm_backward_arguments(call, workspace, plan, platform);
+  switch (plan.weights) {
+    case NormWeights::kNone:
+      return lstm_backward_launches<S, V, NormWeights::kNone>(arguments, platform);
+    case NormWeights::kChannel:
+      return lstm_backward_launches<S, V, NormWeights::kChannel>(arguments, platform);
+    case NormWeights::kPosition:
+      return lstm_backward_launches<S, V, NormWeights::kPosition>(arguments, platform);
+  }
+}
+
+template <class S, class Platform>
+void lstm_backward(const LstmGatesBackward<S>& call, void* workspace, const Launch& launch, const Platform& platform) {
+  const LstmBackwardPlan<S> plan(call, launch);
+  if (plan.layout.width() == 1) {
+    lstm_backward_by_vectors<S, 1>(call, workspace, plan, platform);
+  } else {
+    lstm_backward_by_vectors<S, kLstmBackwardWidth<S>>(call, workspace, plan, platform);
+  }
+}
+
+#endif
+
+}  // namespace fastsam::cuda

@@ -1,0 +1,123 @@
+// Small windows of planes in shared memory, and k x k correlations on them. A window is an 8 x 8 or 8 x 4 tile with its
+// halo; thread tasks are its columns, of which the threads of a warp have 8 neighbours in 4 planes.
+#pragma once
+
+#include <type_traits>
+
+#include "fastsam/block_product.cuh"
+
+namespace fastsam::cuda {
+
+constexpr int kTileWidth = 8, kMostPlanes = 16;
+
+// Shared layout of windows of tiles of `tile_height` rows. Planes start 8 words apart modulo the 32 banks.
+struct WindowShape {
+  int rows, width, plane;
+};
+
+__host__ __device__ constexpr WindowShape window_shape(int tile_height, int kernel_size) {
+  const int rows = tile_height + kernel_size - 1, width = kTileWidth + kernel_size - 1, area = rows * width;
+  return {rows, width, area + (40 - area % 32) % 32};
+}
+
+// How many planes fit, 16, 8, 4, 2 or 1; 0 if not even one does. bytes(planes) is what they take.
+template <class Bytes>
+int planes_that_fit(int64_t limit, Bytes bytes) {
+  int planes = kMostPlanes;
+  while (planes > 0 && bytes(planes) > limit) planes /= 2;
+  return planes;
+}
+
+// One plane of a map, and where in it a window starts; without data the window holds zeros.
+template <class S>
+struct PlaneWindow {
+  Global<const S> data;
+  int top, left;
+};
+
+// Starts to fill `planes` windows of height x width planes, zero beyond their edges; window(i) tells the PlaneWindow i.
+template <class S, class T, class Window>
+__device__ __forceinline__ void load_windows(int planes, WindowShape shape, int height, int width, Shared<T> to,
+                                             Window window) {
+  constexpr int kLanes = 16;  // for a row
+  const int lines = static_cast<int>(blockDim.x) / kLanes;
+  int plane = 0, row = static_cast<int>(threadIdx.x) / kLanes;
+  while (true) {
+    while (row >= shape.rows) {
+      row -= shape.rows;
+      ++plane;
+    }
+    if (plane >= planes) return;
+    const PlaneWindow<S> from = window(plane);
+    const int y = from.top + row;
+    const bool there = from.data != nullptr && y >= 0 && y < height;
+    for (int column = threadIdx.x % kLanes; column < shape.width; column += kLanes) {
+      const int x = from.left + column;
+      copy_element<S>(to + (plane * shape.plane + row * shape.width + column),
+                      from.data + (static_cast<int64_t>(y) * width + x), there && x >= 0 && x < width);
+    }
+    row += lines;
+  }
+}
+
+// out[r] += sum over (dy, dx) of filter[dy, dx] window[r + dy, dx]: a column of the correlation with a K x K filter.
+template <int K, int Rows, class T>
+__device__ __forceinline__ void correlate_column_of(Shared<T> window, int pitch, Shared<T> filter, T (&out)[Rows]) {
+#pragma unroll 1  // else the compiler loads a whole window ahead, into registers that the product needs
+  for (int dx = 0; dx < K; ++dx) {
+    T tap[K];
+#pragma unroll
+    for (int dy = 0; dy < K; ++dy) tap[dy] = filter[dy * K + dx];
+#pragma unroll
+    for (int y = 0; y < Rows + K - 1; ++y) {
+      const T value = window[y * pitch + dx];
+#pragma unroll
+      for (int dy = 0; dy < K; ++dy) {
+        if (y - dy >= 0 && y - dy < Rows) out[y - dy] += tap[dy] * value;
+      }
+    }
+  }
+}
+
+// The same for a filter of any size.
+template <int Rows, class T>
+__device__ __forceinline__ void correlate_column_any(int k, Shared<T> window, int pitch, Shared<T> filter,
+                                                     T (&out)[Rows]) {
+  for (int dy = 0; dy < k; ++dy) {
+    for (int dx = 0; dx < k; ++dx) {
+      const T tap = filter[dy * k + dx];
+#pragma unroll
+      for (int row = 0; row < Rows; ++row) out[row] += tap * window[(row + dy) * pitch + dx];
+    }
+  }
+}
+
+// Calls use(size) with the size of a filter as a constant, std::integral_constant, if it is a usual one, else with 0.
+template <class Use>
+__device__ __forceinline__ void with_kernel_size(int64_t k, Use use) {
+  switch (k) {
+    case 1:
+      return use(std::integral_constant<int, 1>());
+    case 3:
+      return use(std::integral_constant<int, 3>());
+    case 5:
+      return use(std::integral_constant<int, 5>());
+    case 7:
+      return use(std::integral_constant<int, 7>());
+  }
+  use(std::integral_constant<int, 0>());
+}
+
+// A column of the correlation with a k x k filter; K is k or, where that is unusual, 0.
+template <int K, int Rows, class T>
+__device__ __forceinline__ void correlate_column(int k, Shared<T> window, int pitch, Shared<T> filter, T (&out)[Rows]) {
+#pragma unroll
+  for (int row = 0; row < Rows; ++row) out[row] = T(0);
+  if constexpr (K == 0) {
+    correlate_column_any(k, window, pitch, filter, out);
+  } else {
+    correlate_column_of<K>(window, pitch, filter, out);
+  }
+}
+
+}  // namespace fastsam::cuda

@@ -1,0 +1,132 @@
+"""The CUDA kernels on a card: accuracy, determinism, streams, capture in a graph, and what PyTorch checks itself."""
+
+import cases
+import pytest
+import torch
+from accuracy import seeds
+from checks import assert_accurate, evaluate, same_bits, upstream_for
+from extension import require_native
+
+import fastsam
+from fastsam import backends
+
+pytestmark = [
+    pytest.mark.cuda,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device"),
+]
+
+SERVED = ("separable_gates", "lstm_gates")
+VARIANTS = {name: variant for name, variant in cases.VARIANTS.items() if variant[0] in SERVED}
+SHAPES = [(2, 1, (1, 1)), (1, 3, (3, 5)), (2, 13, (7, 7)), (3, 64, (16, 16)), (1, 65, (9, 31)), (1, 256, (5, 7))]
+DTYPES = [torch.float64, torch.float32, torch.float16, torch.bfloat16]
+
+
+@pytest.fixture(autouse=True)
+def on_cuda():
+    """The back end cuda, and true float32 in PyTorch's own products."""
+    require_native()
+    assert hasattr(backends.native_module(), "cuda"), "the CUDA part is not built; python -m fastsam says why"
+    allowed = torch.backends.cudnn.allow_tf32
+    torch.backends.cudnn.allow_tf32 = False
+    with fastsam.backend("cuda"):
+        yield
+    torch.backends.cudnn.allow_tf32 = allowed
+
+
+def make(name, batch=2, channels=16, size=(9, 10), **options):
+    """A variant's operator and arguments, on the card."""
+    operator, chosen = VARIANTS[name]
+    arguments = cases.make(operator, batch=batch, channels=channels, size=size, **chosen, **options)
+    return operator, cases.map_tensors(lambda tensor: tensor.cuda(), arguments)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize(("batch", "channels", "size"), SHAPES)
+@pytest.mark.parametrize("name", VARIANTS)
+def test_accuracy(poison, name, batch, channels, size, dtype):
+    draws = [make(name, batch, channels, size, dtype=dtype, seed=seed) for seed in seeds(dtype, channels)]
+    assert_accurate(draws[0][0], [arguments for _, arguments in draws])
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_tf32(name):
+    """Where products may be in tf32, fastsam errs at most twice as much as PyTorch does in tf32."""
+    operator, arguments = make(name, 4, 64, (16, 16), dtype=torch.float32)
+    torch.backends.cudnn.allow_tf32 = True
+    torch.set_float32_matmul_precision("high")
+    try:
+        assert_accurate(operator, arguments)
+    finally:
+        torch.set_float32_matmul_precision("highest")
+
+
+@pytest.mark.parametrize("layout", cases.LAYOUTS)
+@pytest.mark.parametrize("name", VARIANTS)
+def test_layouts(name, layout):
+    operator, arguments = make(name, 2, 5, (5, 7))
+    assert_accurate(operator, cases.map_tensors(cases.LAYOUTS[layout], arguments))
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_same_bits_on_every_run_and_stream(name):
+    operator, arguments = make(name, 3, 64, (16, 16), dtype=torch.float32)
+    function = cases.public(operator)
+    expected = evaluate(operator, function, arguments)
+    assert same_bits(evaluate(operator, function, arguments), expected)
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        again = evaluate(operator, function, arguments)
+    torch.cuda.current_stream().wait_stream(stream)
+    assert same_bits(again, expected)
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_capture_in_a_graph(name):
+    """Forward and backward in one CUDA graph, replayed on other numbers."""
+    operator, arguments = make(name, 2, 16, (8, 8), dtype=torch.float32)
+    leaves = cases.map_tensors(lambda tensor: tensor.detach().requires_grad_(), arguments)
+    tensors = [value for value in leaves.values() if isinstance(value, torch.Tensor)]
+    upstream = upstream_for(cases.outputs_of(cases.public(operator)(**leaves)))
+
+    def step():
+        outputs = cases.outputs_of(cases.public(operator)(**leaves))
+        return [*outputs, *torch.autograd.grad(outputs, tensors, upstream)]
+
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        for _ in range(2):
+            step()
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        captured = step()
+    _, others = make(name, 2, 16, (8, 8), dtype=torch.float32, seed=1)
+    with torch.no_grad():
+        for argument, value in leaves.items():
+            if isinstance(value, torch.Tensor):
+                value.copy_(others[argument])
+    graph.replay()
+    torch.cuda.synchronize()
+    for mine, right in zip(captured, step(), strict=True):
+        assert torch.equal(mine, right)
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_gradcheck(name):
+    operator, arguments = make(name, 1, 2, (3, 4))
+    names = [argument for argument, value in arguments.items() if isinstance(value, torch.Tensor)]
+    rest = {argument: value for argument, value in arguments.items() if argument not in names}
+
+    def function(*tensors):
+        return cases.public(operator)(**dict(zip(names, tensors, strict=True)), **rest)
+
+    assert torch.autograd.gradcheck(function, [arguments[argument].requires_grad_() for argument in names])
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_opcheck(name):
+    operator, arguments = make(name, 2, 4, (3, 5), dtype=torch.float32)
+    arguments = cases.map_tensors(lambda tensor: tensor.requires_grad_(), arguments)
+    torch.library.opcheck(cases.registered(operator), (), arguments)
