@@ -30,6 +30,10 @@ STANDARD_LIBRARY = {
         template <class T> constexpr bool is_same_v<T, T> = true;
         template <bool kFirst, class T, class U> struct conditional { using type = T; };
         template <class T, class U> struct conditional<false, T, U> { using type = U; };
+        template <class T, T kValue> struct integral_constant {
+          static constexpr T value = kValue;
+          __host__ __device__ constexpr operator T() const { return kValue; }
+        };
         template <bool kFirst, class T, class U> using conditional_t = typename conditional<kFirst, T, U>::type;
         }
         """,
@@ -63,6 +67,23 @@ KERNELS = {
             LstmBackwardArguments<__nv_bfloat16>);
         template __global__ void lstm_norm_backward_kernel<float, 4, NormWeights::kPosition>(LstmNormArguments<float>);
         template __global__ void lstm_norm_backward_kernel<double, 2, NormWeights::kChannel>(LstmNormArguments<double>);
+        }
+        """,
+    "separable_gates": """
+        #include "fastsam/separable_gates_channels.cuh"
+        namespace fastsam::cuda {
+        using Product = FmaProduct<float, 64>;
+        template __global__ void separable_gates_forward_kernel<float, Product>(
+            GateInputs<float>, int, Global<float>, Global<float>);
+        template __global__ void separable_gates_forward_kernel<__half, Product>(
+            GateInputs<__half>, int, Global<__half>, Global<__half>);
+        template __global__ void separable_gates_backward_gates_kernel<float, Product>(
+            GateInputs<float>, int, GateOutputGradients<float>, Global<float>, GateWorkspace<float, float>);
+        template __global__ void separable_gates_backward_products_kernel<float, Product>(
+            GateInputs<float>, GateProducts, GateWorkspace<float, float>, GateInputGradients<float>);
+        template __global__ void separable_gates_backward_channels_kernel<__nv_bfloat16, float>(
+            GateInputs<__nv_bfloat16>, GateChannels, int64_t, GateWorkspace<float, float>,
+            GateInputGradients<__nv_bfloat16>, GateWeightGradients<float>);
         }
         """,
 }
