@@ -356,6 +356,15 @@ def test_architecture_flags() -> None:
     assert cuda.Architecture(120, ptx=True).flags()[1] == "-gencode=arch=compute_120,code=compute_120"
 
 
+@pytest.mark.parametrize(("version", "smaller"), [("12.6", False), ("13.0", True)])
+def test_machine_code_is_compressed_where_every_driver_unpacks_it(version: str, smaller: bool) -> None:
+    command = cuda.compile_command(
+        _nvcc(version), [cuda.Architecture(86)], "a.cu", "a.o", include_dirs=["i"], host_compiler=None, threads=1
+    )
+    assert command[:5] == ["nvcc", "-c", "a.cu", "-o", "a.o"]
+    assert ("--compress-mode=size" in command) == smaller
+
+
 def test_nvcc_is_found_where_the_user_says(fake_cuda: Path, tmp_path: Path) -> None:
     nvcc = fake_cuda / "bin/nvcc"
     assert cuda.find_nvcc({"CUDA_HOME": str(fake_cuda), "PATH": ""}) == nvcc
