@@ -21,6 +21,8 @@ int attribute(int device, cudaDeviceAttr name) {
   return value_or_zero(status, value);
 }
 
+__global__ void probe() {}
+
 }  // namespace
 
 int runtime_version() {
@@ -44,6 +46,12 @@ int device_count() {
 void compute_capability(int device, int* major, int* minor) {
   *major = attribute(device, cudaDevAttrComputeCapabilityMajor);
   *minor = attribute(device, cudaDevAttrComputeCapabilityMinor);
+}
+
+int code_capability() {
+  cudaFuncAttributes attributes{};
+  const cudaError_t status = cudaFuncGetAttributes(&attributes, probe);
+  return value_or_zero(status, attributes.ptxVersion);
 }
 
 const char* compiled_architectures() { return FASTSAM_TEXT(__CUDA_ARCH_LIST__); }

@@ -24,31 +24,38 @@ def run(name: str, like: Tensor, fields: Sequence[float]) -> None:
         return
     operators = getattr(native.cuda, dtype)
     with torch.cuda.device(like.device):
-        launch = _launch(like.device)
+        launch = _launch(like)
         size = getattr(operators, f"{name}_workspace")(launch, tuple(fields))
         workspace = torch.empty(size, dtype=torch.uint8, device=like.device)
         getattr(operators, name)(launch, workspace.data_ptr(), tuple(fields))
 
 
-def _launch(device: torch.device) -> tuple[int, ...]:
-    """The fields of csrc/include/fastsam/cuda_kernels.h, `Launch`."""
-    index = torch.cuda.current_device() if device.index is None else device.index
-    tf32 = torch.get_float32_matmul_precision() != "highest"
+def _launch(like: Tensor) -> tuple[int, ...]:
+    """The fields of csrc/include/fastsam/cuda_kernels.h, `Launch`, on the current device."""
+    index = torch.cuda.current_device()
+    cuda_matmul: Any = torch.backends.cuda.matmul  # fp32_precision is what set_float32_matmul_precision sets as well
+    tf32 = like.dtype == torch.float32 and cuda_matmul.fp32_precision == "tf32"
     return (index, torch.cuda.current_stream(index).cuda_stream, *_card(index), int(tf32))
 
 
 @cache
-def _card(index: int) -> tuple[int, int, int]:
-    """Compute capability times ten, multiprocessors, and the shared memory that a block can have, in bytes.
+def _card(index: int) -> tuple[int, int]:
+    """Compute capability, times ten, of the code that runs on this card, the current one, and its multiprocessors.
 
-    The capability is that of the code which runs: the newest compiled one that is not newer than the card.
+    Raises:
+        RuntimeError: nothing that was compiled runs there.
     """
     native: Any = backends.native_module()
-    card: Any = torch.cuda.get_device_properties(index)
-    capability = 10 * card.major + card.minor
-    compiled = (int(code) // 10 for code in native.cuda.compiled_architectures().split(","))
-    capability = max((code for code in compiled if code <= capability), default=capability)
-    return capability, card.multi_processor_count, card.shared_memory_per_block_optin
+    card = torch.cuda.get_device_properties(index)
+    capability: int = native.cuda.code_capability()
+    if capability == 0:
+        name, built = f"{card.major}.{card.minor}", native.cuda.compiled_architectures()
+        raise RuntimeError(
+            f"fastsam's CUDA kernels were compiled for {built} (100 times the capability); "
+            f"they do not run on device {index} of capability {name} with this driver. Install again with "
+            f'TORCH_CUDA_ARCH_LIST="{name}", or use fastsam.backend("eager")'
+        )
+    return capability, card.multi_processor_count
 
 
 def arithmetic(dtype: torch.dtype) -> torch.dtype:

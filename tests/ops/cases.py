@@ -205,14 +205,14 @@ def expanded_row(tensor: Tensor) -> Tensor:
 
 def strided(tensor: Tensor) -> Tensor:
     """Every second element of a tensor twice as large in every dimension."""
-    larger = torch.full([2 * length for length in tensor.shape], 7.0, dtype=tensor.dtype)
+    larger = tensor.new_full([2 * length for length in tensor.shape], 7.0)
     view = larger[tuple(slice(1, None, 2) for _ in tensor.shape)]
     return view.copy_(tensor)
 
 
 def embedded(tensor: Tensor, sentinel: float = 12345.0) -> Tensor:
     """A slice of a larger tensor that holds `sentinel` everywhere else; `tensor._base` is the larger one."""
-    larger = torch.full([length + 2 for length in tensor.shape], sentinel, dtype=tensor.dtype)
+    larger = tensor.new_full([length + 2 for length in tensor.shape], sentinel)
     view = larger[tuple(slice(1, -1) for _ in tensor.shape)]
     return view.copy_(tensor)
 

@@ -139,6 +139,7 @@ struct Tf32Product : MmaShape<Columns> {
   template <int Parts>
   static __device__ __forceinline__ void multiply(Shared<float> a, Shared<float> b,
                                                   float (&sum)[Parts][Shape::kPairs]) {
+    __syncwarp();  // loads before this may have parted the lanes, and the instructions below are the whole warp's
     const int lane = Shape::lane();
 #pragma unroll
     for (int k = 0; k < kProductDepth; k += M::kK) {
@@ -205,6 +206,7 @@ struct HalfProduct : MmaShape<Columns> {
 
   template <int Parts>
   static __device__ __forceinline__ void multiply(Shared<T> a, Shared<T> b, float (&sum)[Parts][Shape::kPairs]) {
+    __syncwarp();  // loads before this may have parted the lanes, and the instructions below are the whole warp's
     const int lane = Shape::lane();
 #pragma unroll
     for (int k = 0; k < kProductDepth; k += K) {

@@ -19,9 +19,8 @@ enum class Precision { kFloat32, kTf32 };
 struct Launch {
   int device;
   void* stream;         // a cudaStream_t
-  int capability;       // compute capability times ten, such as 86
+  int capability;       // of the code that runs, times ten, such as 86
   int multiprocessors;  // of the device
-  int shared_memory;    // bytes that one block can have, with opt-in
   Precision precision;
 };
 
