@@ -83,14 +83,14 @@ inline void load_centred_tile(const Map<const S>& map, int64_t batch, TileRange 
   shift_rows(channels, tile.count, means, T(-1), out, lanes);
 }
 
-// query = score x + score_bias for kTile positions of the hidden state, a tile of row stride `stride`.
+// query = score x + score_bias for a tile of the hidden state.
 template <class S, class T>
-inline void query_tile(const AttentionSource<S>& source, int64_t channels, const T* hidden, int64_t stride, T* query) {
+inline void query_tile(const AttentionSource<S>& source, int64_t channels, const T* hidden, T* query) {
   for (int64_t row = 0; row < source.query_channels; ++row) {
     for (T* lane = query + row * kTile; lane < query + (row + 1) * kTile; lane += kLanes<T>)
       store(lane, broadcast(source.score_bias[row]));
   }
-  multiply<T, Start::kAdd>(source.query_channels, kTile, channels, rows_of(source.score, channels), hidden, stride,
+  multiply<T, Start::kAdd>(source.query_channels, kTile, channels, rows_of(source.score, channels), hidden, kTile,
                            query, kTile);
 }
 

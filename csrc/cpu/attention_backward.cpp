@@ -129,7 +129,7 @@ void prepare_queries(const AttentionBackward<S>& call, const Layout<S>& layout, 
   const int64_t channels = sizes.channels, channel_lanes = padded_lanes<T>(channels);
   const TileRange queries = tile_of(index, sizes.positions);
   const QueryTile<T> out = layout.query_tile(call, source, batch, index);
-  query_tile(of, channels, scratch.x, kTile, out.query);
+  query_tile(of, channels, scratch.x, out.query);
   multiply<T, Start::kZero>(channels, kTile, sizes.value_channels, columns_of(of.value, channels), scratch.dz, kTile,
                             out.dr, kTile);
   const Map<const T> r{call.r[source], channels * sizes.positions, sizes.positions};

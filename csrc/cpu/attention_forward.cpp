@@ -150,7 +150,7 @@ void query_task(const AttentionForward<S>& call, const Layout<S>& layout, int64_
   load_map_tile(call.sources[0].x, batch, queries, sizes.channels, scratch.hidden);
   std::memset(scratch.z, 0, sizes.value_channels * kTile * sizeof(T));
   for (int source = 0; source < call.source_count; ++source) {
-    query_tile(call.sources[source], sizes.channels, scratch.hidden, kTile, scratch.query);
+    query_tile(call.sources[source], sizes.channels, scratch.hidden, scratch.query);
     attend(call, layout, source, batch, lanes, scratch);
     store_context(call, source, batch, queries, scratch);
     shift_rows(sizes.channels, lanes, layout.means[source] + batch * sizes.channels, T(1), scratch.r, kTile);

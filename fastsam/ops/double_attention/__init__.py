@@ -11,6 +11,7 @@ from fastsam.ops import _dispatch
 from fastsam.ops._attention import Source, implementation
 from fastsam.ops._attention.autograd import attention, contexts_of
 from fastsam.ops._check import Arguments
+from fastsam.ops._native import arithmetic
 from fastsam.ops.double_attention import eager
 
 
@@ -137,7 +138,7 @@ def _fake(*arguments: Any) -> tuple[Tensor, ...]:
     h, value_bias = arguments[0], arguments[8]
     batch, _, height, width = h.shape
     z = h.new_empty(batch, value_bias.shape[0], height, width)
-    wide = torch.float32 if h.dtype.itemsize < 4 else h.dtype
+    wide = arithmetic(h.dtype)
     r = [h.new_empty(h.shape, dtype=wide) for _ in range(2)]
     lse = [h.new_empty(batch, height * width, dtype=wide) for _ in range(2)]
     return z, *r, *lse

@@ -5,6 +5,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from fastsam.ops._native import arithmetic
+
 
 class Term(NamedTuple):
     """A map that enters the gates, or the gradients of one.
@@ -35,5 +37,4 @@ def new_statistics(gates: Tensor, count: int) -> Tensor:
 
     These are the mean of each sample and its 1 / sqrt(variance + eps).
     """
-    wide = torch.float32 if gates.dtype.itemsize < 4 else gates.dtype
-    return torch.empty((count, gates.shape[0], 2), dtype=wide, device=gates.device)
+    return torch.empty((count, gates.shape[0], 2), dtype=arithmetic(gates.dtype), device=gates.device)

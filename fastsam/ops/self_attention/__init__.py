@@ -11,6 +11,7 @@ from fastsam.ops import _dispatch
 from fastsam.ops._attention import Source, implementation
 from fastsam.ops._attention.autograd import attention, contexts_of
 from fastsam.ops._check import Arguments
+from fastsam.ops._native import arithmetic
 from fastsam.ops.self_attention import eager
 
 
@@ -90,7 +91,7 @@ def _implementation(*arguments: Any) -> tuple[Tensor, ...]:
 def _fake(*arguments: Any) -> tuple[Tensor, ...]:
     x, value_bias = arguments[0], arguments[4]
     batch, _, height, width = x.shape
-    wide = torch.float32 if x.dtype.itemsize < 4 else x.dtype
+    wide = arithmetic(x.dtype)
     return (
         x.new_empty(batch, value_bias.shape[0], height, width),
         x.new_empty(x.shape, dtype=wide),
