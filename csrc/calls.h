@@ -68,6 +68,7 @@ void read_call(Fields& fields, AttentionForward<S>& call) {
   fields.read(call.value_bias, call.z);
   for (int s = 0; s < call.source_count; ++s) fields.read(call.r[s]);
   for (int s = 0; s < call.source_count; ++s) fields.read(call.lse[s]);
+  for (int s = 0; s < call.source_count; ++s) fields.read(call.shift[s]);
 }
 
 template <class S>
@@ -76,6 +77,7 @@ void read_call(Fields& fields, AttentionBackward<S>& call) {
   fields.read(call.dz);
   for (int s = 0; s < call.source_count; ++s) fields.read(call.r[s]);
   for (int s = 0; s < call.source_count; ++s) fields.read(call.lse[s]);
+  for (int s = 0; s < call.source_count; ++s) fields.read(call.shift[s]);
   for (int s = 0; s < call.source_count; ++s) {
     AttentionGradients<S>& out = call.gradients[s];
     fields.read(out.x, out.score, out.score_bias, out.value, out.key);

@@ -48,23 +48,6 @@ inline void load_map_tile(const Map<const S>& map, int64_t batch, TileRange tile
   copy_tile(channels, tile.count, map.data + batch * map.stride_batch + tile.first, map.stride_channel, out, lanes);
 }
 
-// Attention does not change when the same vector is taken from all columns of a source but for R, which loses it too.
-// So both passes work with columns from which each sample's mean is taken: maps with a mean, such as images, would
-// otherwise lose digits where terms of its size cancel, in delta - dP and in sums of dE times the keys. Channels whose
-// mean is not finite stay as they are.
-template <class S, class T>
-inline void channel_means(const Map<const S>& map, int64_t batch, int64_t channels, int64_t positions, T* means) {
-  for (int64_t channel = 0; channel < channels; ++channel) {
-    const S* row = map.data + batch * map.stride_batch + channel * map.stride_channel;
-    Vec<T> sum = broadcast(T(0));
-    int64_t lane = 0;
-    for (; lane + kLanes<T> <= positions; lane += kLanes<T>) sum += load(row + lane);
-    if (lane < positions) sum += load_part(row + lane, positions - lane);
-    const T mean = sum_lanes<T>(sum) / static_cast<T>(positions);
-    means[channel] = mean - mean == T(0) ? mean : T(0);
-  }
-}
-
 // Adds each row's number to the first `lanes` lanes of a tile.
 template <class T>
 inline void shift_rows(int64_t rows, int64_t lanes, const T* shifts, T sign, T* tile, int64_t stride) {
@@ -75,12 +58,17 @@ inline void shift_rows(int64_t rows, int64_t lanes, const T* shifts, T sign, T* 
   }
 }
 
-// `load_map_tile`, without the means.
+// `load_map_tile`, with the shift of the batch's sample taken from every column.
+//
+// Attention does not change when the same vector is taken from all columns of a source but for R, which loses it too.
+// So both passes work with columns from which the forward pass has chosen a shift to take, about their mean, that the
+// context carries: maps with a mean, such as images, would otherwise lose digits where terms of its size cancel, in
+// delta - dP and in sums of dE times the keys.
 template <class S, class T>
-inline void load_centred_tile(const Map<const S>& map, int64_t batch, TileRange tile, int64_t channels, const T* means,
+inline void load_shifted_tile(const Map<const S>& map, int64_t batch, TileRange tile, int64_t channels, const T* shift,
                               T* out, int64_t lanes = kTile) {
   load_map_tile(map, batch, tile, channels, out, lanes);
-  shift_rows(channels, tile.count, means, T(-1), out, lanes);
+  shift_rows(channels, tile.count, shift + batch * channels, T(-1), out, lanes);
 }
 
 // query = score x + score_bias for a tile of the hidden state.

@@ -7,7 +7,8 @@
 //   2. groups of key tiles: for each key tile all the query tiles. The softmax weights P and their gradient dE exist
 //      one kTile x kTile tile at a time. Gives dx and dkeys of the tile, and the group's share of dquery.
 //   3. query tiles: dquery summed over the groups; what flows back into the hidden state and the query map.
-// Columns and R are centred (attention.h), but where R enters dvalue and the hidden state its own products.
+// Columns and R are those without the shift of the context (attention.h), but where R enters dvalue and the hidden
+// state its own products.
 //
 // P and dE have queries as rows and keys as lanes: then dx, dkeys and dquery are all plain products without a
 // transpose. Stage 2 is where the time goes.
@@ -46,7 +47,6 @@ struct SourceLayout {
         tile_size(QueryTile<T>::size(sizes.channels, depth)),
         map_size(sizes.channels * query_lanes),
         value_size(sizes.value_channels * padded_lanes<T>(sizes.channels)),
-        means(arena.take<T>(sizes.batch * sizes.channels)),
         query_tiles(arena.take<T>(sizes.batch * tiles * tile_size)),
         dquery(arena.take<T>(sizes.batch * key_groups * tiles * kTile * query_lanes)),
         dscore(arena.take<T>(sizes.batch * query_groups * map_size)),
@@ -55,7 +55,7 @@ struct SourceLayout {
         dkey(arena.take<T>(sizes.batch * key_groups * map_size)) {}
 
   int64_t query_lanes = 0, tile_size = 0, map_size = 0, value_size = 0;
-  T *means = nullptr, *query_tiles = nullptr;
+  T* query_tiles = nullptr;
   T* dquery = nullptr;  // (B, key group, N, D): rows are queries
   T *dscore = nullptr, *dscore_bias = nullptr, *dvalue = nullptr, *dkey = nullptr;
 };
@@ -140,7 +140,7 @@ void prepare_queries(const AttentionBackward<S>& call, const Layout<S>& layout, 
     for (int64_t at = lane; at < channels * kTile; at += kTile) delta += load(out.dr + at) * load(scratch.dx + at);
     store(out.delta + lane, delta);
   }
-  shift_rows(channels, queries.count, layout.sources[source].means + batch * channels, T(1), scratch.dx, kTile);
+  shift_rows(channels, queries.count, call.shift[source] + batch * channels, T(1), scratch.dx, kTile);
   transpose_tile(channels, queries.count, scratch.dx, kTile, scratch.r_rows, channel_lanes);
   multiply<T, Start::kAdd>(sizes.value_channels, channels, queries.count, rows_of<T>(scratch.dz, kTile), scratch.r_rows,
                            channel_lanes, dvalue, channel_lanes);
@@ -249,7 +249,7 @@ void key_stage(const AttentionBackward<S>& call, const Layout<S>& layout, int so
   const TileRange tiles = tiles_of_group(layout.tiles, group, layout.key_groups);
   for (int64_t index = tiles.first; index < tiles.first + tiles.count; ++index) {
     const TileRange range = tile_of(index, positions);
-    load_centred_tile(call.sources[source].x, batch, range, channels, of.means + batch * channels, scratch.x);
+    load_shifted_tile(call.sources[source].x, batch, range, channels, call.shift[source], scratch.x);
     const T* keys = key_tile(call.sources[source], channels, scratch.x, kTile, scratch.keys);
     transpose_tile(call.sources[source].query_channels, range.count, keys, kTile, scratch.rows, of.query_lanes);
     attend_backward(call, layout, source, batch, range.count, keys, dquery, scratch);
@@ -347,11 +347,6 @@ void attention_backward(const AttentionBackward<S>& call, int threads) {
   {
     Arena own(workspace.data() + layout.scratch_base + thread_index() * layout.scratch_size);
     const ThreadScratch<Compute<S>> scratch(own, call.sizes, widest_query(call));
-#pragma omp for schedule(dynamic)
-    for (int64_t task = 0; task < batch * call.source_count; ++task) {
-      channel_means(call.sources[task / batch].x, task % batch, call.sizes.channels, call.sizes.positions,
-                    layout.sources[task / batch].means + task % batch * call.sizes.channels);
-    }
 #pragma omp for schedule(dynamic)
     for (int64_t task = 0; task < query_tasks; ++task)
       query_stage(call, layout, task / layout.query_groups, task % layout.query_groups, scratch);

@@ -30,7 +30,8 @@ struct ThreadScratch {
   T *hidden, *query, *scores, *r, *z, *maximum, *sum;
 };
 
-// The centred maps as tiles of kKeys positions, beside their keys, and the means that were taken from them.
+// The maps without their shift as tiles of kKeys positions, beside their keys. The shift lies in the context if that is
+// kept.
 template <class S>
 struct Layout {
   using T = Compute<S>;
@@ -40,7 +41,7 @@ struct Layout {
     x_size = sizes.channels * kKeys;
     for (int s = 0; s < call.source_count; ++s) {
       keys_size[s] = call.sources[s].key == nullptr ? 0 : kKeys * call.sources[s].query_channels;
-      means[s] = arena.take<T>(sizes.batch * sizes.channels);
+      shift[s] = call.shift[s] == nullptr ? arena.take<T>(sizes.batch * sizes.channels) : call.shift[s];
       x[s] = arena.take<T>(sizes.batch * tiles * x_size);
       keys[s] = arena.take<T>(sizes.batch * tiles * keys_size[s]);
     }
@@ -56,8 +57,22 @@ struct Layout {
   }
 
   int64_t tiles, x_size, keys_size[kMaxSources], scratch_base, scratch_size;
-  T *means[kMaxSources], *x[kMaxSources], *keys[kMaxSources];
+  T *shift[kMaxSources], *x[kMaxSources], *keys[kMaxSources];
 };
+
+// The mean of each channel over the positions, 0 where that is not finite: such channels stay as they are.
+template <class S, class T>
+void choose_shift(const Map<const S>& map, int64_t batch, int64_t channels, int64_t positions, T* shift) {
+  for (int64_t channel = 0; channel < channels; ++channel) {
+    const S* row = map.data + batch * map.stride_batch + channel * map.stride_channel;
+    Vec<T> sum = broadcast(T(0));
+    int64_t lane = 0;
+    for (; lane + kLanes<T> <= positions; lane += kLanes<T>) sum += load(row + lane);
+    if (lane < positions) sum += load_part(row + lane, positions - lane);
+    const T mean = sum_lanes<T>(sum) / static_cast<T>(positions);
+    shift[channel] = mean - mean == T(0) ? mean : T(0);
+  }
+}
 
 // Turns the scores of `count` keys into unnormalised weights and brings r and the sum to the new maximum, for
 // `Columns` vectors of queries.
@@ -105,7 +120,7 @@ void softmax_step(int64_t count, int64_t lanes, int64_t channels, const ThreadSc
                           scratch.sum + lane);
 }
 
-// Centred R of the tile of queries in scratch.query, with its running maximum and sum.
+// R, without the shift, of the tile of queries in scratch.query, with its running maximum and sum.
 template <class S, class T>
 void attend(const AttentionForward<S>& call, const Layout<S>& layout, int source, int64_t batch, int64_t lanes,
             const ThreadScratch<T>& scratch) {
@@ -153,7 +168,7 @@ void query_task(const AttentionForward<S>& call, const Layout<S>& layout, int64_
     query_tile(call.sources[source], sizes.channels, scratch.hidden, scratch.query);
     attend(call, layout, source, batch, lanes, scratch);
     store_context(call, source, batch, queries, scratch);
-    shift_rows(sizes.channels, lanes, layout.means[source] + batch * sizes.channels, T(1), scratch.r, kTile);
+    shift_rows(sizes.channels, lanes, layout.shift[source] + batch * sizes.channels, T(1), scratch.r, kTile);
     multiply<T, Start::kAdd>(sizes.value_channels, lanes, sizes.channels,
                              rows_of(call.sources[source].value, sizes.channels), scratch.r, kTile, scratch.z, kTile);
   }
@@ -166,8 +181,8 @@ template <class S>
 void key_task(const AttentionForward<S>& call, const Layout<S>& layout, int source, int64_t batch, int64_t tile) {
   const int64_t channels = call.sizes.channels;
   Compute<S>* x = layout.x_tile(source, batch, tile);
-  load_centred_tile(call.sources[source].x, batch, tile_of(tile, call.sizes.positions, kKeys), channels,
-                    layout.means[source] + batch * channels, x, kKeys);
+  load_shifted_tile(call.sources[source].x, batch, tile_of(tile, call.sizes.positions, kKeys), channels,
+                    layout.shift[source], x, kKeys);
   key_tile(call.sources[source], channels, x, kKeys, layout.key_tile(source, batch, tile));
 }
 
@@ -189,8 +204,8 @@ void attention_forward(const AttentionForward<S>& call, int threads) {
     const ThreadScratch<Compute<S>> scratch(own, call.sizes, widest_query(call));
 #pragma omp for schedule(dynamic)
     for (int64_t task = 0; task < batch * call.source_count; ++task) {
-      channel_means(call.sources[task / batch].x, task % batch, call.sizes.channels, call.sizes.positions,
-                    layout.means[task / batch] + task % batch * call.sizes.channels);
+      choose_shift(call.sources[task / batch].x, task % batch, call.sizes.channels, call.sizes.positions,
+                   layout.shift[task / batch] + task % batch * call.sizes.channels);
     }
 #pragma omp for schedule(dynamic)
     for (int64_t task = 0; task < key_tasks * call.source_count; ++task) {

@@ -24,6 +24,11 @@ _PLAIN = (Tensor, torch.nn.Parameter, torch.nn.Buffer)
 _CAST_FROM = (torch.float32, torch.float16, torch.bfloat16)
 
 
+def arithmetic(dtype: torch.dtype) -> torch.dtype:
+    """The dtype in which maps of a dtype are computed with, and their weights passed."""
+    return torch.float32 if dtype.itemsize < 4 else dtype
+
+
 def autocast_enabled(tensor: Tensor) -> bool:
     """Whether autocast is on for the device of this tensor."""
     return tensor.device.type != "meta" and torch.is_autocast_enabled(tensor.device.type)

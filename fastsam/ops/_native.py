@@ -58,11 +58,6 @@ def _card(index: int) -> tuple[int, int]:
     return capability, card.multi_processor_count
 
 
-def arithmetic(dtype: torch.dtype) -> torch.dtype:
-    """The dtype in which maps of a dtype are computed with, and their weights passed."""
-    return torch.float32 if dtype.itemsize < 4 else dtype
-
-
 def dense(tensor: Tensor) -> Tensor:
     """The map itself where its positions lie one after the other in memory, else one contiguous copy.
 

@@ -61,8 +61,8 @@ struct AttentionSource {
 
 constexpr int kMaxSources = 2;
 
-// Queries come from sources[0].x. r[s] (B, C, N) and lse[s] (B, N), of the source without its mean over the positions,
-// may be nullptr: then they are not kept.
+// Queries come from sources[0].x. shift[s] (B, C) is what was taken from every column of source s, r[s] (B, C, N) and
+// lse[s] (B, N) are those of the source without it. The three may be nullptr: then they are not kept.
 template <class S>
 struct AttentionForward {
   AttentionSizes sizes;
@@ -72,6 +72,7 @@ struct AttentionForward {
   S* z;                          // (B, Cz, N)
   Compute<S>* r[kMaxSources];
   Compute<S>* lse[kMaxSources];
+  Compute<S>* shift[kMaxSources];
 };
 
 template <class S>
@@ -88,9 +89,10 @@ struct AttentionBackward {
   AttentionSizes sizes;
   int source_count;
   AttentionSource<S> sources[kMaxSources];
-  Map<const S> dz;                     // (B, Cz, N)
-  const Compute<S>* r[kMaxSources];    // (B, C, N)
-  const Compute<S>* lse[kMaxSources];  // (B, N)
+  Map<const S> dz;                       // (B, Cz, N)
+  const Compute<S>* r[kMaxSources];      // (B, C, N)
+  const Compute<S>* lse[kMaxSources];    // (B, N)
+  const Compute<S>* shift[kMaxSources];  // (B, C), chosen by the forward pass, whichever back end ran it
   AttentionGradients<S> gradients[kMaxSources];
   Compute<S>* dvalue_bias;  // (Cz)
 };

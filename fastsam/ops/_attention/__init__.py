@@ -27,12 +27,17 @@ class Context(NamedTuple):
     """What the backward pass needs of one source besides its inputs; all of it is O(N).
 
     r: (B, C, H, W), the source averaged with its attention weights. lse: (B, N), log of the sum of exponentials of
-    each query's scores. Both are those of the source without its mean over the positions, which attention does not
-    depend on otherwise and which would cost the gradients digits; float32 for half types.
+    each query's scores. shift: (B, C), finite, what was taken from every column of the source before: r and lse are
+    those of x - shift. All in the dtype of the arithmetic, float32 for half types, and contiguous.
+
+    Attention does not depend on the shift but for r, which loses it too, while a mean that stays in the columns would
+    cost the gradients digits. The forward pass chooses it, the mean over the positions or near it; the backward pass
+    takes any, so one back end can use the contexts of another.
     """
 
     r: Tensor
     lse: Tensor
+    shift: Tensor
 
 
 class SourceGradients(NamedTuple):

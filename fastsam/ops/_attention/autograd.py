@@ -31,7 +31,7 @@ class _Attention(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, dz: Tensor) -> Any:
         saved = ctx.saved_tensors
-        count = len(saved) // 7
+        count = len(saved) // 8
         flat, sources, contexts = saved[: 5 * count], sources_of(saved[: 5 * count]), contexts_of(saved[5 * count :])
         maps, weights, dvalue_bias = implementation(ctx.backend).backward(dz.detach(), sources, contexts)
         gradients = [dvalue_bias]
@@ -41,8 +41,8 @@ class _Attention(torch.autograd.Function):
 
 
 def contexts_of(tensors: Sequence[Tensor]) -> list[Context]:
-    """The contexts from the flat list r, lse of each source."""
-    return [Context(*tensors[start : start + 2]) for start in range(0, len(tensors), 2)]
+    """The contexts from the flat list r, lse, shift of each source."""
+    return [Context(*tensors[start : start + 3]) for start in range(0, len(tensors), 3)]
 
 
 def attention(operator: str, backend: str, sources: Sequence[Source], value_bias: Tensor) -> Tensor:

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from fastsam.ops._attention import Context, Source, SourceGradients
+from fastsam.ops._dispatch import arithmetic
 
 
 def attend(query: Tensor, keys: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -30,12 +31,15 @@ def _keys(source: Source, columns: Tensor) -> Tensor:
     return columns if source.key is None else source.key @ columns
 
 
-def _centred(x: Tensor) -> tuple[Tensor, Tensor]:
-    """The columns of x without their mean, and the mean (B, C, 1), which is 0 where it would not be finite."""
-    columns = x.flatten(2)
-    mean = columns.mean(dim=2, keepdim=True)
-    mean = torch.where(mean.isfinite(), mean, 0.0)
-    return columns - mean, mean
+def _finite_mean(x: Tensor) -> Tensor:
+    """The mean of each sample's columns, (B, C), 0 where it would not be finite; in the dtype of the arithmetic."""
+    mean = x.flatten(2).mean(dim=2)
+    return torch.where(mean.isfinite(), mean, 0.0).to(arithmetic(x.dtype))
+
+
+def _add_to_columns(columns: Tensor, shift: Tensor, dtype: torch.dtype) -> Tensor:
+    """Add shift (B, C) to every column of (B, C, N); rounded to the dtype after the sum."""
+    return (columns + shift[:, :, None]).to(dtype)
 
 
 def forward(sources: Sequence[Source], value_bias: Tensor, save: bool) -> tuple[Tensor, list[Context]]:
@@ -44,12 +48,13 @@ def forward(sources: Sequence[Source], value_bias: Tensor, save: bool) -> tuple[
     z = value_bias[:, None].expand(h.shape[0], -1, h.shape[2] * h.shape[3])
     contexts = []
     for source in sources:
-        columns, mean = _centred(source.x)
+        shift = _finite_mean(source.x)
+        columns = _add_to_columns(source.x.flatten(2), -shift, h.dtype)
         r, scores = attend(_query(h, source), _keys(source, columns), columns)
-        z = z + source.value @ (r + mean)
+        z = z + source.value @ _add_to_columns(r, shift, h.dtype)
         if save:
-            r, scores = (value.float() if value.dtype.itemsize < 4 else value for value in (r, scores))
-            contexts.append(Context(r.unflatten(2, h.shape[2:]), scores.logsumexp(dim=-1)))
+            r, scores = (value.to(shift.dtype) for value in (r, scores))
+            contexts.append(Context(r.unflatten(2, h.shape[2:]), scores.logsumexp(dim=-1), shift.contiguous()))
     return z.unflatten(2, h.shape[2:]), contexts
 
 
@@ -59,16 +64,16 @@ def backward(
     """The gradients with respect to each source's map, each source's weights, and the value bias.
 
     The softmax weights P are computed again from the log-sum-exps; with dR = value^T dz,
-    dP = dR^T x, dE = P (dP - sum_c dR R), and E = query^T keys, where x and R are centred.
+    dP = dR^T x, dE = P (dP - sum_c dR R), and E = query^T keys, where x and R are those without the context's shift.
     """
     h = sources[0].x
     dz_columns, hidden = dz.flatten(2), h.flatten(2)
     dx = [torch.zeros_like(source.x.flatten(2)) for source in sources]
     weights = []
     for index, (source, context) in enumerate(zip(sources, contexts, strict=True)):
-        columns, mean = _centred(source.x)
+        columns = _add_to_columns(source.x.flatten(2), -context.shift, h.dtype)
         query, keys = _query(h, source), _keys(source, columns)
-        r = context.r.flatten(2).to(columns.dtype)
+        r = context.r.flatten(2).to(h.dtype)
         dr = source.value.T @ dz_columns
         p = (query.transpose(1, 2) @ keys - context.lse[:, :, None]).exp().to(r.dtype)
         delta = (dr * r).sum(1)
@@ -81,7 +86,7 @@ def backward(
             SourceGradients(
                 score=_sum_outer(dquery, hidden),
                 score_bias=dquery.sum((0, 2)),
-                value=_sum_outer(dz_columns, r + mean),
+                value=_sum_outer(dz_columns, _add_to_columns(r, context.shift, h.dtype)),
                 key=None if source.key is None else _sum_outer(dkeys, columns),
             )
         )

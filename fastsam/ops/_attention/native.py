@@ -6,7 +6,8 @@ import torch
 from torch import Tensor
 
 from fastsam.ops._attention import Context, Source, SourceGradients
-from fastsam.ops._native import address, arithmetic, dense, map_fields, new_map, run, weights
+from fastsam.ops._dispatch import arithmetic
+from fastsam.ops._native import address, dense, map_fields, new_map, run, weights
 
 
 def _readable(source: Source) -> Source:
@@ -31,11 +32,9 @@ def forward(sources: Sequence[Source], value_bias: Tensor, save: bool) -> tuple[
     wide = arithmetic(h.dtype)
     bias = weights(value_bias, wide)
     z = new_map(h, value_bias.shape[0])
-    lse_shape = (h.shape[0], h.shape[2] * h.shape[3])
+    shapes = (h.shape, (h.shape[0], h.shape[2] * h.shape[3]), h.shape[:2])
     contexts = [
-        Context(*(torch.empty(shape, dtype=wide, device=h.device) for shape in (h.shape, lse_shape)))
-        for _ in sources
-        if save
+        Context(*(torch.empty(shape, dtype=wide, device=h.device) for shape in shapes)) for _ in sources if save
     ]
     if z.numel() > 0:
         fields = [*_sizes(h, value_bias.shape[0]), len(sources)]
@@ -44,6 +43,7 @@ def forward(sources: Sequence[Source], value_bias: Tensor, save: bool) -> tuple[
         fields += [address(bias), address(z)]
         fields += [address(context.r) for context in contexts] or [0] * len(sources)
         fields += [address(context.lse) for context in contexts] or [0] * len(sources)
+        fields += [address(context.shift) for context in contexts] or [0] * len(sources)
         run("attention_forward", h, fields)
     return z, contexts
 
@@ -70,6 +70,7 @@ def backward(
     fields += map_fields(dz)
     fields += [address(context.r) for context in contexts]
     fields += [address(context.lse) for context in contexts]
+    fields += [address(context.shift) for context in contexts]
     for dx, of in zip(maps, of_weights, strict=True):
         fields += [address(dx), address(of.score), address(of.score_bias), address(of.value), address(of.key)]
     fields.append(address(dvalue_bias))

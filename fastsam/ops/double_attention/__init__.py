@@ -11,7 +11,7 @@ from fastsam.ops import _dispatch
 from fastsam.ops._attention import Source, implementation
 from fastsam.ops._attention.autograd import attention, contexts_of
 from fastsam.ops._check import Arguments
-from fastsam.ops._native import arithmetic
+from fastsam.ops._dispatch import arithmetic
 from fastsam.ops.double_attention import eager
 
 
@@ -131,7 +131,7 @@ def _implementation(*arguments: Any) -> tuple[Tensor, ...]:
     sources, value_bias = _sources(*arguments)
     backend = backends.choose("double_attention", arguments[0].device.type, arguments[0].dtype)
     z, (of_h, of_m) = implementation(backend).forward(sources, value_bias, save=True)
-    return z, of_h.r, of_m.r, of_h.lse, of_m.lse
+    return z, of_h.r, of_m.r, of_h.lse, of_m.lse, of_h.shift, of_m.shift
 
 
 def _fake(*arguments: Any) -> tuple[Tensor, ...]:
@@ -141,13 +141,14 @@ def _fake(*arguments: Any) -> tuple[Tensor, ...]:
     wide = arithmetic(h.dtype)
     r = [h.new_empty(h.shape, dtype=wide) for _ in range(2)]
     lse = [h.new_empty(batch, height * width, dtype=wide) for _ in range(2)]
-    return z, *r, *lse
+    shift = [h.new_empty(h.shape[:2], dtype=wide) for _ in range(2)]
+    return z, *r, *lse, *shift
 
 
 def _backward_implementation(dz: Tensor, *saved: Any) -> list[Tensor]:
-    arguments, (r_h, r_m, lse_h, lse_m) = saved[:11], saved[11:]
+    arguments, (r_h, r_m, lse_h, lse_m, shift_h, shift_m) = saved[:11], saved[11:]
     backend = backends.choose("double_attention", dz.device.type, dz.dtype)
-    contexts = contexts_of([r_h, lse_h, r_m, lse_m])
+    contexts = contexts_of([r_h, lse_h, shift_h, r_m, lse_m, shift_m])
     (dh, dm), (of_h, of_m), dvalue_bias = implementation(backend).backward(dz, _sources(*arguments)[0], contexts)
     gradients = [dh, dm, of_h.score, of_m.score, of_h.score_bias, of_m.score_bias, of_h.value, of_m.value, dvalue_bias]
     return [*gradients, *(key for key in (of_h.key, of_m.key) if key is not None)]
@@ -158,9 +159,9 @@ def _backward_fake(dz: Tensor, *saved: Any) -> list[Tensor]:
 
 
 def _setup_context(ctx: Any, inputs: Sequence[Any], output: Sequence[Tensor]) -> None:
-    _, r_h, r_m, lse_h, lse_m = output
-    ctx.mark_non_differentiable(r_h, r_m, lse_h, lse_m)
-    ctx.save_for_backward(*inputs, r_h, r_m, lse_h, lse_m)
+    _, *context = output
+    ctx.mark_non_differentiable(*context)
+    ctx.save_for_backward(*inputs, *context)
 
 
 def _backward(ctx: Any, dz: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
@@ -174,7 +175,7 @@ _ARGUMENTS = (
 )
 
 _KEYS = "Tensor? key_h=None, Tensor? key_m=None"
-_CONTEXT = "Tensor r_h, Tensor r_m, Tensor lse_h, Tensor lse_m"
+_CONTEXT = "Tensor r_h, Tensor r_m, Tensor lse_h, Tensor lse_m, Tensor shift_h, Tensor shift_m"
 
 _dispatch.register(
     "double_attention",

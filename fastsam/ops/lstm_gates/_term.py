@@ -5,7 +5,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from fastsam.ops._native import arithmetic
+from fastsam.ops._dispatch import arithmetic
 
 
 class Term(NamedTuple):

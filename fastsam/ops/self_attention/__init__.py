@@ -11,7 +11,7 @@ from fastsam.ops import _dispatch
 from fastsam.ops._attention import Source, implementation
 from fastsam.ops._attention.autograd import attention, contexts_of
 from fastsam.ops._check import Arguments
-from fastsam.ops._native import arithmetic
+from fastsam.ops._dispatch import arithmetic
 from fastsam.ops.self_attention import eager
 
 
@@ -85,7 +85,7 @@ def _implementation(*arguments: Any) -> tuple[Tensor, ...]:
     sources, value_bias = _sources(*arguments)
     backend = backends.choose("self_attention", arguments[0].device.type, arguments[0].dtype)
     z, (context,) = implementation(backend).forward(sources, value_bias, save=True)
-    return z, context.r, context.lse
+    return z, *context
 
 
 def _fake(*arguments: Any) -> tuple[Tensor, ...]:
@@ -96,6 +96,7 @@ def _fake(*arguments: Any) -> tuple[Tensor, ...]:
         x.new_empty(batch, value_bias.shape[0], height, width),
         x.new_empty(x.shape, dtype=wide),
         x.new_empty(batch, height * width, dtype=wide),
+        x.new_empty(x.shape[:2], dtype=wide),
     )
 
 
@@ -112,9 +113,9 @@ def _backward_fake(dz: Tensor, *saved: Any) -> list[Tensor]:
 
 
 def _setup_context(ctx: Any, inputs: Sequence[Any], output: Sequence[Tensor]) -> None:
-    _, r, lse = output
-    ctx.mark_non_differentiable(r, lse)
-    ctx.save_for_backward(*inputs, r, lse)
+    _, *context = output
+    ctx.mark_non_differentiable(*context)
+    ctx.save_for_backward(*inputs, *context)
 
 
 def _backward(ctx: Any, dz: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
@@ -123,11 +124,12 @@ def _backward(ctx: Any, dz: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
 
 
 _ARGUMENTS = "Tensor x, Tensor score, Tensor score_bias, Tensor value, Tensor value_bias"
+_CONTEXT = "Tensor r, Tensor lse, Tensor shift"
 
 _dispatch.register(
     "self_attention",
-    f"({_ARGUMENTS}, Tensor? key=None) -> (Tensor z, Tensor r, Tensor lse)",
-    f"(Tensor dz, {_ARGUMENTS}, Tensor? key, Tensor r, Tensor lse) -> Tensor[]",
+    f"({_ARGUMENTS}, Tensor? key=None) -> (Tensor z, {_CONTEXT})",
+    f"(Tensor dz, {_ARGUMENTS}, Tensor? key, {_CONTEXT}) -> Tensor[]",
     implementation=_implementation,
     fake=_fake,
     backward_implementation=_backward_implementation,

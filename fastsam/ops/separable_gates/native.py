@@ -3,7 +3,8 @@
 import torch
 from torch import Tensor
 
-from fastsam.ops._native import address, arithmetic, dense, map_fields, new_map, run, weights
+from fastsam.ops._dispatch import arithmetic
+from fastsam.ops._native import address, dense, map_fields, new_map, run, weights
 
 
 def _readable(
