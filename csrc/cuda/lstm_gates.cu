@@ -7,10 +7,10 @@ namespace {
 
 // The operator and its shapes, for error messages.
 template <class Call>
-auto describe(const char* name, const Call& call) {
-  return [name, &call] {
-    return std::string(name) + ": batch " + std::to_string(call.batch) + ", " + std::to_string(call.channels) +
-           " channels, " + std::to_string(call.positions) + " positions";
+auto describe(const char* direction, const Call& call) {
+  return [direction, &call] {
+    return std::string("lstm_gates ") + direction + " (batch " + std::to_string(call.batch) + ", channels " +
+           std::to_string(call.channels) + ", positions " + std::to_string(call.positions) + ")";
   };
 }
 
@@ -18,24 +18,23 @@ auto describe(const char* name, const Call& call) {
 
 template <class S>
 int64_t lstm_gates_forward_workspace(const LstmGatesForward<S>& call, const Launch& launch) {
-  return lstm_forward_workspace(call, launch);
+  return described(describe("forward", call), launch, [&] { return lstm_forward_workspace(call, launch); });
 }
 
 template <class S>
 void lstm_gates_forward(const LstmGatesForward<S>& call, void* workspace, const Launch& launch) {
-  const auto description = describe("lstm_gates", call);
-  lstm_forward(call, workspace, launch, DevicePlatform(launch, description));
+  described(describe("forward", call), launch, [&] { lstm_forward(call, workspace, launch, DevicePlatform(launch)); });
 }
 
 template <class S>
 int64_t lstm_gates_backward_workspace(const LstmGatesBackward<S>& call, const Launch& launch) {
-  return lstm_backward_workspace(call, launch);
+  return described(describe("backward", call), launch, [&] { return lstm_backward_workspace(call, launch); });
 }
 
 template <class S>
 void lstm_gates_backward(const LstmGatesBackward<S>& call, void* workspace, const Launch& launch) {
-  const auto description = describe("lstm_gates backward", call);
-  lstm_backward(call, workspace, launch, DevicePlatform(launch, description));
+  described(describe("backward", call), launch,
+            [&] { lstm_backward(call, workspace, launch, DevicePlatform(launch)); });
 }
 
 #define FASTSAM_INSTANTIATE(S)                                                                \

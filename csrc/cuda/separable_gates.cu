@@ -1,7 +1,6 @@
 // separable_gates on CUDA devices: which way to multiply where, and the launches.
 
 #include <cstdint>
-#include <stdexcept>
 #include <string>
 
 #include "fastsam/cuda_kernels.h"
@@ -10,13 +9,6 @@
 
 namespace fastsam::cuda {
 namespace {
-
-std::string describe(const char* direction, const GateSizes& sizes) {
-  const auto number = [](int64_t value) { return std::to_string(value); };
-  return std::string("separable_gates ") + direction + " (batch " + number(sizes.batch) + ", channels " +
-         number(sizes.channels) + ", z channels " + number(sizes.z_channels) + ", map " + number(sizes.height) + " x " +
-         number(sizes.width) + ", kernel size " + number(sizes.kernel_size) + ")";
-}
 
 // Calls use() with the first of the products that serves the device.
 template <class S, class Use, class Product, class... Others>
@@ -58,19 +50,10 @@ auto inputs_of(const Call& call) {
                             call.depthwise, call.pointwise, call.bias};
 }
 
-dim3 grid_of(const char* direction, const GateSizes& sizes, int64_t blocks) {
-  constexpr int64_t kMostBlocks = 0x7fffffff;
-  if (blocks > kMostBlocks) {
-    throw std::runtime_error(describe(direction, sizes) + " needs " + std::to_string(blocks) +
-                             " blocks, a launch has at most " + std::to_string(kMostBlocks));
-  }
-  return dim3(static_cast<unsigned>(blocks));
-}
-
-void check_planes(const char* direction, const GateSizes& sizes, int planes) {
-  if (planes > 0) return;
-  throw std::runtime_error(describe(direction, sizes) + ": the kernel size must be smaller, a window and its filter " +
-                           "must fit into " + std::to_string(kGateSharedBytes / 1024) + " KiB of shared memory");
+void check_filter(int64_t windows) {
+  if (windows > 0) return;
+  throw LaunchError("needs a smaller kernel size: a window and its filter must fit into " +
+                    std::to_string(kGateSharedBytes / 1024) + " KiB of shared memory");
 }
 
 // The parts of the workspace, one behind the other.
@@ -98,13 +81,47 @@ struct WorkspaceLayout {
 
 // Launches a kernel that makes gates with Product.
 template <class Product, class Kernel, class Inputs, class... Arguments>
-void launch_gates(const char* direction, const GateSizes& sizes, const Launch& launch, Kernel kernel, const Inputs& in,
+void launch_gates(const GateSizes& sizes, const Launch& launch, Kernel kernel, const Inputs& in,
                   const Arguments&... arguments) {
   const GateLaunch gates = gate_launch<Product>(sizes);
-  check_planes(direction, sizes, gates.planes);
-  launch_kernel([&] { return describe(direction, sizes); }, launch,
-                {grid_of(direction, sizes, gates.blocks), dim3(kProductThreads), gates.shared_bytes}, kernel, in,
+  check_filter(gates.planes);
+  launch_kernel(launch, {dim3(grid_size(gates.blocks)), dim3(kProductThreads), gates.shared_bytes}, kernel, in,
                 gates.planes, arguments...);
+}
+
+template <class S, class Product>
+void launch_forward(const SeparableGatesForward<S>& call, const Launch& launch) {
+  with_tile_size<Product>(call.sizes, launch.multiprocessors, [&](auto tiled) {
+    launch_gates<decltype(tiled)>(call.sizes, launch, separable_gates_forward_kernel<DeviceType<S>, decltype(tiled)>,
+                                  inputs_of(call), on_device(call.h_hat), on_device(call.m_new));
+  });
+}
+
+template <class S, class Product>
+void launch_backward(const SeparableGatesBackward<S>& call, void* workspace, const Launch& launch) {
+  using Operand = typename Product::Operand;
+  using Device = DeviceType<S>;
+  const GateSizes& sizes = call.sizes;
+  const GateProducts products = gate_products<Product>(sizes, launch.multiprocessors);
+  const GateChannels channels = gate_channels<Compute<S>>(sizes, call.dbias != nullptr);
+  check_filter(channels.warps);
+  const auto in = inputs_of(call);
+  const GateInputGradients<Device> out = {on_device(call.dz), on_device(call.dh)};
+  const WorkspaceLayout<Compute<S>, Operand> layout(gate_workspace_sizes(sizes, products), workspace);
+  if (all_positions(sizes) > 0) {
+    with_tile_size<Product>(sizes, launch.multiprocessors, [&](auto tiled) {
+      launch_gates<decltype(tiled)>(sizes, launch, separable_gates_backward_gates_kernel<Device, decltype(tiled)>, in,
+                                    GateOutputGradients<Device>{view(call.dh_hat), view(call.dm_new)},
+                                    on_device(call.dm), layout.parts);
+    });
+    launch_kernel(launch, {dim3(grid_size(products.blocks())), dim3(kProductThreads), product_shared_bytes<Product>()},
+                  separable_gates_backward_products_kernel<Device, Product>, in, products, layout.parts, out);
+  }
+  launch_kernel(launch,
+                {dim3(grid_size(channels.blocks())), dim3(kChannelThreads),
+                 channel_shared_bytes<Compute<S>>(sizes, channels.warps)},
+                separable_gates_backward_channels_kernel<Device, Operand>, in, channels, products.parts, layout.parts,
+                out, GateWeightGradients<Compute<S>>{call.ddepthwise, call.dpointwise, call.dbias});
 }
 
 }  // namespace
@@ -112,13 +129,9 @@ void launch_gates(const char* direction, const GateSizes& sizes, const Launch& l
 template <class S>
 void separable_gates_forward(const SeparableGatesForward<S>& call, const Launch& launch) {
   if (all_positions(call.sizes) == 0) return;
-  with_product<S>(launch, [&](auto product) {
-    with_tile_size<decltype(product)>(call.sizes, launch.multiprocessors, [&](auto tiled) {
-      launch_gates<decltype(tiled)>("forward", call.sizes, launch,
-                                    separable_gates_forward_kernel<DeviceType<S>, decltype(tiled)>, inputs_of(call),
-                                    on_device(call.h_hat), on_device(call.m_new));
-    });
-  });
+  described(
+      [&] { return describe("forward", call.sizes); }, launch,
+      [&] { with_product<S>(launch, [&](auto product) { launch_forward<S, decltype(product)>(call, launch); }); });
 }
 
 template <class S>
@@ -132,36 +145,11 @@ int64_t separable_gates_backward_workspace(const SeparableGatesBackward<S>& call
 
 template <class S>
 void separable_gates_backward(const SeparableGatesBackward<S>& call, void* workspace, const Launch& launch) {
-  constexpr const char* kDirection = "backward";
-  const GateSizes& sizes = call.sizes;
-  const auto text = [&] { return describe(kDirection, sizes); };
-  with_product<S>(launch, [&](auto product) {
-    using Product = decltype(product);
-    using Operand = typename Product::Operand;
-    using Device = DeviceType<S>;
-    const GateProducts products = gate_products<Product>(sizes, launch.multiprocessors);
-    const GateChannels channels = gate_channels<Compute<S>>(sizes, call.dbias != nullptr);
-    check_planes(kDirection, sizes, channels.planes);
-    const auto in = inputs_of(call);
-    const GateInputGradients<Device> out = {on_device(call.dz), on_device(call.dh)};
-    const WorkspaceLayout<Compute<S>, Operand> layout(gate_workspace_sizes(sizes, products), workspace);
-    const dim3 threads(kProductThreads);
-    if (all_positions(sizes) > 0) {
-      with_tile_size<Product>(sizes, launch.multiprocessors, [&](auto tiled) {
-        launch_gates<decltype(tiled)>(
-            kDirection, sizes, launch, separable_gates_backward_gates_kernel<Device, decltype(tiled)>, in,
-            GateOutputGradients<Device>{view(call.dh_hat), view(call.dm_new)}, on_device(call.dm), layout.parts);
-      });
-      launch_kernel(text, launch,
-                    {grid_of(kDirection, sizes, products.blocks()), threads, product_shared_bytes<Product>()},
-                    separable_gates_backward_products_kernel<Device, Product>, in, products, layout.parts, out);
-    }
-    launch_kernel(text, launch,
-                  {grid_of(kDirection, sizes, channels.blocks()), threads,
-                   channel_shared_bytes<Compute<S>>(sizes, channels.planes)},
-                  separable_gates_backward_channels_kernel<Device, Operand>, in, channels, products.parts, layout.parts,
-                  out, GateWeightGradients<Compute<S>>{call.ddepthwise, call.dpointwise, call.dbias});
-  });
+  described([&] { return describe("backward", call.sizes); }, launch,
+            [&] {
+              with_product<S>(launch,
+                              [&](auto product) { launch_backward<S, decltype(product)>(call, workspace, launch); });
+            });
 }
 
 #define FASTSAM_INSTANTIATE(S)                                                                             \

@@ -1,5 +1,6 @@
 """The CUDA kernels of separable_gates on the host, against plain PyTorch in float64."""
 
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -7,7 +8,7 @@ import cases
 import pytest
 import torch
 from accuracy import assert_accurate
-from kernel_build import Kernels
+from kernel_build import KernelFault, Kernels
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -32,6 +33,7 @@ SHAPES: dict[str, dict[str, Any]] = {
     "no_bias": {"batch": 2, "channels": 3, "size": (8, 17), "z": 2, "kernel": 7, "bias": False},
     "one": {"batch": 64, "channels": 1, "size": (1, 1), "z": 1, "kernel": 1},
     "large_filter": {"batch": 1, "channels": 4, "size": (6, 10), "z": 20, "kernel": 23},
+    "more_tiles_than_warps": {"batch": 3, "channels": 1, "size": (9, 17), "z": 1, "kernel": 17},
 }
 
 
@@ -232,16 +234,16 @@ def test_infinity_at_the_edge_of_the_map(kernels: Kernels, size: tuple[int, int]
             assert not (~actual[name].isfinite() & expected.isfinite()).any(), name
 
 
-def _launches(kernels: Kernels, way: str, *sizes: int) -> tuple[list[int], list[int]]:
-    """Blocks and bytes of shared memory of the three kinds of launches."""
-    blocks, nbytes = torch.zeros(3, dtype=torch.int64), torch.zeros(3, dtype=torch.int64)
-    getattr(kernels, f"launches_{way}")(*sizes, blocks, nbytes)
-    return blocks.tolist(), nbytes.tolist()
+def _launches(kernels: Kernels, way: str, *sizes: int) -> tuple[list[int], list[int], int]:
+    """Blocks and bytes of shared memory of the three kinds of launches, and warps of the third one with windows."""
+    blocks, nbytes, warps = (torch.zeros(count, dtype=torch.int64) for count in (3, 3, 1))
+    getattr(kernels, f"launches_{way}")(*sizes, blocks, nbytes, warps)
+    return blocks.tolist(), nbytes.tolist(), int(warps)
 
 
 @pytest.mark.parametrize("cores", [28, 64, 128])
 def test_small_maps_fill_a_card(kernels: Kernels, cores: int) -> None:
-    blocks, _ = _launches(kernels, "float32", 8, 64, 64, 16, 16, 5, cores)
+    blocks, *_ = _launches(kernels, "float32", 8, 64, 64, 16, 16, 5, cores)
     assert min(blocks) >= cores
 
 
@@ -249,5 +251,27 @@ def test_small_maps_fill_a_card(kernels: Kernels, cores: int) -> None:
 @pytest.mark.parametrize("kernel", [0, 1, 3, 5, 7, 25])
 def test_every_card_has_the_shared_memory(kernels: Kernels, way: str, kernel: int) -> None:
     for cores in (1, 1000):
-        _, nbytes = _launches(kernels, way, 8, 256, 256, 16, 16, kernel, cores)
+        _, nbytes, warps = _launches(kernels, way, 8, 256, 256, 16, 16, kernel, cores)
         assert max(nbytes) <= 48 * 1024
+        assert warps >= 1
+
+
+@pytest.mark.parametrize(
+    ("way", "kernel", "expected"),
+    [("float32", 5, 8), ("half_16", 5, 8), ("float32", 7, 7), ("float64", 5, 4), ("float64", 7, 3), ("float32", 25, 4)],
+)
+def test_as_many_warps_have_windows_as_there_is_room_for(
+    kernels: Kernels, way: str, kernel: int, expected: int
+) -> None:
+    assert _launches(kernels, way, 8, 64, 64, 16, 16, kernel, 28)[2] == expected
+
+
+def test_more_blocks_than_a_launch_can_have_are_refused(kernels: Kernels) -> None:
+    most = 2**31 - 1
+    assert _launches(kernels, "float32", most, 1, 0, 1, 1, 0, 1)[0][0] == most
+    refusal = (
+        f"separable_gates backward (batch {most + 1}, channels 1, z channels 0, map 1 x 1, kernel size 0) "
+        f"on CUDA device 0 needs {most + 1} blocks, a launch has at most {most}"
+    )
+    with pytest.raises(KernelFault, match=re.escape(refusal)):
+        _launches(kernels, "float32", most + 1, 1, 0, 1, 1, 0, 1)

@@ -57,10 +57,30 @@ struct LaunchShape {
 
 #ifndef __CUDACC_RTC__
 
+// Why something cannot be launched, as the end of a sentence that described() begins.
+class LaunchError : public std::runtime_error {
+ public:
+  using std::runtime_error::runtime_error;
+};
+
 // A number of blocks along x.
 inline unsigned grid_size(int64_t blocks) {
-  if (blocks > INT32_MAX) throw std::runtime_error(std::to_string(blocks) + " blocks are more than a launch can have");
+  constexpr int64_t kMostBlocks = 0x7fffffff;
+  if (blocks > kMostBlocks) {
+    throw LaunchError("needs " + std::to_string(blocks) + " blocks, a launch has at most " +
+                      std::to_string(kMostBlocks));
+  }
   return static_cast<unsigned>(blocks);
+}
+
+// launches(), with errors that name the operator, its shapes and the device. `describe()` gives the first two.
+template <class Describe, class Launches>
+auto described(const Describe& describe, const Launch& launch, const Launches& launches) {
+  try {
+    return launches();
+  } catch (const LaunchError& error) {
+    throw std::runtime_error(describe() + " on CUDA device " + std::to_string(launch.device) + " " + error.what());
+  }
 }
 
 #endif
@@ -70,10 +90,10 @@ inline unsigned grid_size(int64_t blocks) {
 // What a block has without opt-in.
 constexpr int64_t kSharedBytesWithoutAsking = 48 * 1024;
 
-// Starts `kernel`, unless the grid is empty. `describe()` gives the operator and its shapes, for the error message.
-template <class Describe, class... Parameters, class... Arguments>
-void launch_kernel(const Describe& describe, const Launch& launch, const LaunchShape& shape,
-                   void (*kernel)(Parameters...), const Arguments&... arguments) {
+// Starts `kernel`, unless the grid is empty.
+template <class... Parameters, class... Arguments>
+void launch_kernel(const Launch& launch, const LaunchShape& shape, void (*kernel)(Parameters...),
+                   const Arguments&... arguments) {
   if (shape.grid.x == 0 || shape.grid.y == 0 || shape.grid.z == 0) return;
   cudaError_t status = cudaSuccess;
   if (shape.shared_bytes > kSharedBytesWithoutAsking) {
@@ -87,16 +107,14 @@ void launch_kernel(const Describe& describe, const Launch& launch, const LaunchS
   }
   if (status == cudaSuccess) return;
   cudaGetLastError();  // takes the error away, which the next call would report as its own
-  throw std::runtime_error(std::string(describe()) + " on CUDA device " + std::to_string(launch.device) + ": " +
-                           cudaGetErrorString(status));
+  throw LaunchError(std::string("failed: ") + cudaGetErrorString(status));
 }
 
 // Where the host's part of an operator runs its kernels. The tests have another, which executes them on the host and
 // therefore wants to know how many elements there are at an address, and their name.
-template <class Describe>
 class DevicePlatform {
  public:
-  DevicePlatform(const Launch& launch, const Describe& describe) : launch_(launch), describe_(describe) {}
+  explicit DevicePlatform(const Launch& launch) : launch_(launch) {}
 
   template <class T>
   const T* input(const T* address, int64_t, const char*) const {
@@ -111,12 +129,11 @@ class DevicePlatform {
   template <class... Parameters, class... Arguments>
   void start(const char*, const LaunchShape& shape, void (*kernel)(Parameters...),
              const Arguments&... arguments) const {
-    launch_kernel(describe_, launch_, shape, kernel, arguments...);
+    launch_kernel(launch_, shape, kernel, arguments...);
   }
 
  private:
   const Launch& launch_;
-  const Describe& describe_;
 };
 
 #endif

@@ -92,6 +92,9 @@ __device__ __forceinline__ void correlate_column_any(int k, Shared<T> window, in
   }
 }
 
+// Odd sizes of filters up to this one are usual: there is code for each.
+constexpr int kLargestUsualKernel = 7;
+
 // Calls use(size) with the size of a filter as a constant, std::integral_constant, if it is a usual one, else with 0.
 template <class Use>
 __device__ __forceinline__ void with_kernel_size(int64_t k, Use use) {
@@ -102,8 +105,8 @@ __device__ __forceinline__ void with_kernel_size(int64_t k, Use use) {
       return use(std::integral_constant<int, 3>());
     case 5:
       return use(std::integral_constant<int, 5>());
-    case 7:
-      return use(std::integral_constant<int, 7>());
+    case kLargestUsualKernel:
+      return use(std::integral_constant<int, kLargestUsualKernel>());
   }
   use(std::integral_constant<int, 0>());
 }

@@ -37,6 +37,18 @@ __host__ __device__ inline int64_t tile_count(const GateSizes& sizes, int tile_h
   return ceil_div(sizes.width, kTileWidth) * ceil_div(sizes.height, tile_height);
 }
 
+#ifndef __CUDACC_RTC__
+
+// The operator and its shapes, for error messages.
+inline std::string describe(const char* direction, const GateSizes& sizes) {
+  const auto number = [](int64_t value) { return std::to_string(value); };
+  return std::string("separable_gates ") + direction + " (batch " + number(sizes.batch) + ", channels " +
+         number(sizes.channels) + ", z channels " + number(sizes.z_channels) + ", map " + number(sizes.height) + " x " +
+         number(sizes.width) + ", kernel size " + number(sizes.kernel_size) + ")";
+}
+
+#endif
+
 // Which tile of which sample, and which group of 32 channels a block has. Groups come first: they share inputs.
 struct GatePlace {
   int64_t batch;

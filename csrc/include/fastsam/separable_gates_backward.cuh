@@ -2,9 +2,9 @@
 //
 //   1. gates      the gates again, tile by tile as in the forward pass: dm, and in the workspace u and dgates
 //   2. products   du = pointwise^T dgates; dpointwise = dgates u^T, in partial sums over parts of the positions
-//   3. channels   a block for each channel of [z; h] goes through all samples: dz or dh = du correlated with the
-//   flipped
-//                 filter, and ddepthwise; other blocks add the parts of dpointwise and sum dgates up to dbias
+//   3. channels   the warps of a block for each channel of [z; h] share the tiles of all samples: dz or dh = du
+//                 correlated with the flipped filter, and ddepthwise; other blocks add the parts of dpointwise and sum
+//                 dgates up to dbias
 //
 // Maps of the workspace are (channels, B * N): products do not see where a sample ends. All sums are in a fixed order.
 #pragma once

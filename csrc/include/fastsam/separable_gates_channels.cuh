@@ -6,7 +6,7 @@
 
 namespace fastsam::cuda {
 
-constexpr int kChannelTileHeight = 8, kWarps = kProductThreads / 32;
+constexpr int kChannelThreads = 256, kChannelWarps = kChannelThreads / 32, kChannelTileHeight = 8;
 
 template <class T>
 struct GateWeightGradients {
@@ -16,24 +16,35 @@ struct GateWeightGradients {
 // Blocks of the third launch: the channels of [z; h], elements of dpointwise, rows of dbias.
 struct GateChannels {
   int64_t channel_blocks, pointwise_blocks, bias_blocks;
-  int planes;
+  int warps;  // of a channel's block that have windows
 
   __host__ __device__ int64_t blocks() const { return channel_blocks + pointwise_blocks + bias_blocks; }
 };
 
-template <class T>
-int64_t channel_shared_bytes(const GateSizes& sizes, int planes) {
-  const int64_t taps = sizes.kernel_size * sizes.kernel_size;
-  if (taps == 0) return shared_bytes<T>(kWarps);
-  const int64_t windows = planes * window_shape(kChannelTileHeight, static_cast<int>(sizes.kernel_size)).plane;
-  return 2 * shared_bytes<T>(windows) + shared_bytes<T>(taps) + shared_bytes<T>(kWarps * taps);
+// Tiles that a warp has at a time: with a filter of a usual size four, a column for each lane. Other filters have large
+// windows.
+__host__ __device__ constexpr int tiles_of_warp(int64_t kernel_size) {
+  return kernel_size <= kLargestUsualKernel ? 32 / kTileWidth : 1;
 }
 
+// Shared memory of a block of which `warps` warps have windows.
+template <class T>
+int64_t channel_shared_bytes(const GateSizes& sizes, int warps) {
+  const int64_t taps = sizes.kernel_size * sizes.kernel_size;
+  if (taps == 0) return shared_bytes<T>(kChannelWarps);
+  const int64_t windows = warps * tiles_of_warp(sizes.kernel_size) *
+                          window_shape(kChannelTileHeight, static_cast<int>(sizes.kernel_size)).plane;
+  return 2 * shared_bytes<T>(windows) + shared_bytes<T>(taps) + shared_bytes<T>(warps * taps);
+}
+
+// As many warps get windows as there is room for; no warps: the filter is too large. The order of the sums follows from
+// this number, which is the same on every card.
 template <class T>
 GateChannels gate_channels(const GateSizes& sizes, bool has_bias) {
   const int64_t inputs = input_channels(sizes), rows = kGates * sizes.channels;
-  return {sizes.kernel_size == 0 ? 0 : inputs, ceil_div(rows * inputs, kProductThreads), has_bias ? rows : 0,
-          planes_that_fit(kGateSharedBytes, [&](int count) { return channel_shared_bytes<T>(sizes, count); })};
+  int warps = kChannelWarps;
+  while (warps > 0 && channel_shared_bytes<T>(sizes, warps) > kGateSharedBytes) --warps;
+  return {sizes.kernel_size == 0 ? 0 : inputs, ceil_div(rows * inputs, kChannelThreads), has_bias ? rows : 0, warps};
 }
 
 template <class T>
@@ -73,135 +84,158 @@ __device__ __forceinline__ void add_tap_products(Shared<T> du, Shared<T> window,
   }
 }
 
-// One channel of [z; h] through its filter, for all samples.
-template <class S>
+// One channel of [z; h] through its filter, for all samples. Its warps go through the tiles without waiting for each
+// other, kTiles at a time; the lanes of a tile fill its windows and have a column or, of few rows, a part of one. K is
+// the size of the filter or, where that is unusual, 0.
+template <class S, int K>
 class ChannelBlock {
  public:
   using T = Wide<S>;
 
-  __device__ __forceinline__ ChannelBlock(const GateInputs<S>& in, int planes, int64_t channel)
+  __device__ __forceinline__ ChannelBlock(const GateInputs<S>& in, int warps, int64_t channel)
       : in_(in),
         channel_(channel),
-        k_(static_cast<int>(in.sizes.kernel_size)),
-        planes_(planes),
+        k_(K > 0 ? K : static_cast<int>(in.sizes.kernel_size)),
+        warps_(warps),
+        warp_(static_cast<int>(threadIdx.x) / 32),
+        lane_(static_cast<int>(threadIdx.x) % 32),
         shape_(window_shape(kChannelTileHeight, k_)) {
+    const int taps = k_ * k_, windows = warps * kTiles, mine = warp_ * kTiles + lane_ / kLanes;
     SharedArena arena;
-    x_ = arena.take<T>(planes * shape_.plane, "input windows");
-    du_ = arena.take<T>(planes * shape_.plane, "du windows");
-    filter_ = arena.take<T>(k_ * k_, "flipped filter");
-    sums_ = arena.take<T>(kWarps * k_ * k_, "tap sums");
-    for (int tap = threadIdx.x; tap < k_ * k_; tap += kProductThreads)
-      filter_[k_ * k_ - 1 - tap] = __ldg(in.depthwise + (channel * k_ * k_ + tap));
+    x_ = arena.take<T>(windows * shape_.plane, "input windows") + mine * shape_.plane;
+    du_ = arena.take<T>(windows * shape_.plane, "du windows") + mine * shape_.plane;
+    filter_ = arena.take<T>(taps, "flipped filter");
+    sums_ = arena.take<T>(warps * taps, "tap sums");
+    for (int tap = threadIdx.x; tap < taps; tap += kChannelThreads)
+      filter_[taps - 1 - tap] = __ldg(in.depthwise + (channel * taps + tap));
+    __syncthreads();
   }
 
-  // For filters whose size is known: each thread has a column of a tile and a sum for every tap.
-  template <int K>
   __device__ __forceinline__ void run(Global<const T> du, const GateInputGradients<S>& out, Global<T> ddepthwise) {
-    T sum[K * K];
-#pragma unroll
-    for (int tap = 0; tap < K * K; ++tap) sum[tap] = T(0);
-    for_each_window(du, [&](int64_t first) {
-      const Column at = my_column(first);
-      if (at.rows <= 0) return;
-      store_column<K>(at, out);
-      add_tap_products<K>(du_ + at.offset, x_ + at.offset, shape_.width, at.rows, inside(at.tile, at.x), sum);
-    });
-#pragma unroll
-    for (int tap = 0; tap < K * K; ++tap) {
-      const T total = sum_of_warp(sum[tap]);
-      if (threadIdx.x % 32 == 0) sums_[threadIdx.x / 32 * (K * K) + tap] = total;
+    const Shared<T> sums = sums_ + warp_ * k_ * k_;
+    if constexpr (K > 0) {
+      sum_in_registers(du, out, sums);
+    } else {
+      sum_in_shared(du, out, sums);
     }
     __syncthreads();
-    for (int tap = threadIdx.x; tap < K * K; tap += kProductThreads) {
-      T total = T(0);
-      for (int warp = 0; warp < kWarps; ++warp) total += sums_[warp * (K * K) + tap];
-      ddepthwise[channel_ * (K * K) + tap] = total;
-    }
-  }
-
-  // For any size: each thread has taps of its own, and sums over whole tiles.
-  __device__ __forceinline__ void run_any(Global<const T> du, const GateInputGradients<S>& out, Global<T> ddepthwise) {
     const int taps = k_ * k_;
-    for (int tap = threadIdx.x; tap < taps; tap += kProductThreads) sums_[tap] = T(0);
-    for_each_window(du, [&](int64_t first) {
-      const Column at = my_column(first);
-      if (at.rows > 0) store_column<0>(at, out);
-      for (int tap = threadIdx.x; tap < taps; tap += kProductThreads) {
-        T total = T(0);
-        for (int plane = 0; plane < planes_; ++plane) total += tap_product(first + plane, plane, tap / k_, tap % k_);
-        sums_[tap] += total;
-      }
-    });
-    for (int tap = threadIdx.x; tap < taps; tap += kProductThreads) ddepthwise[channel_ * taps + tap] = sums_[tap];
+    for (int tap = threadIdx.x; tap < taps; tap += kChannelThreads) {
+      T total = T(0);
+      for (int warp = 0; warp < warps_; ++warp) total += sums_[warp * taps + tap];
+      ddepthwise[channel_ * taps + tap] = total;
+    }
   }
 
  private:
+  static constexpr int kTiles = tiles_of_warp(K > 0 ? K : kLargestUsualKernel + 1), kLanes = 32 / kTiles,
+                       kLaneRows = kChannelTileHeight * kTileWidth / kLanes;
+
   struct Tile {
     int64_t batch;
     int top, left;
+    bool there;
   };
+  // What a lane has of a tile.
   struct Column {
-    Tile tile;
-    int x;       // in the tile
-    int offset;  // of its window in shared memory
-    int rows;    // of the map; 0 where the column is beyond it
+    int x, first_row;
+    int rows;  // of the map
   };
 
-  __device__ __forceinline__ Tile tile_at(int64_t index) const {
-    const int64_t tiles = tile_count(in_.sizes, kChannelTileHeight), across = ceil_div(in_.sizes.width, kTileWidth),
-                  tile = index % tiles;
-    return {index / tiles, static_cast<int>(tile / across * kChannelTileHeight),
-            static_cast<int>(tile % across * kTileWidth)};
+  // Each lane has a sum for every tap.
+  __device__ __forceinline__ void sum_in_registers(Global<const T> du, const GateInputGradients<S>& out,
+                                                   Shared<T> sums) {
+    T sum[K * K];
+#pragma unroll
+    for (int tap = 0; tap < K * K; ++tap) sum[tap] = T(0);
+    for_each_tile(du, [&](const Tile& tile) {
+      const Column column = my_column(tile);
+      if (column.rows <= 0) return;
+      store_column(tile, column, out);
+      add_tap_products<K>(du_ + column.x, x_ + column.x, shape_.width, column.rows, inside(tile, column.x), sum);
+    });
+    __syncthreads();  // shuffles take more instructions where the compiler cannot tell that all lanes are there
+#pragma unroll
+    for (int tap = 0; tap < K * K; ++tap) {
+      const T total = sum_of_warp(sum[tap]);
+      if (lane_ == 0 && warp_ < warps_) sums[tap] = total;
+    }
+  }
+
+  // Each lane has taps of its own, and sums over whole tiles.
+  __device__ __forceinline__ void sum_in_shared(Global<const T> du, const GateInputGradients<S>& out, Shared<T> sums) {
+    if (warp_ >= warps_) return;
+    for (int tap = lane_; tap < k_ * k_; tap += 32) sums[tap] = T(0);
+    for_each_tile(du, [&](const Tile& tile) {
+      const Column column = my_column(tile);
+      if (column.rows > 0) store_column(tile, column, out);
+      for (int tap = lane_; tap < k_ * k_; tap += 32) sums[tap] += tap_product(tile, tap / k_, tap % k_);
+    });
   }
 
   __device__ __forceinline__ int64_t all_tiles() const {
     return in_.sizes.batch * tile_count(in_.sizes, kChannelTileHeight);
   }
 
-  // The tile column of this thread, of the windows that start with tile `first`.
-  __device__ __forceinline__ Column my_column(int64_t first) const {
-    const int plane = threadIdx.x / kTileWidth, x = threadIdx.x % kTileWidth;
-    if (plane >= planes_ || first + plane >= all_tiles()) return {{0, 0, 0}, 0, 0, 0};
-    const Tile tile = tile_at(first + plane);
-    const int64_t left = in_.sizes.height - tile.top;
-    const int rows = left < kChannelTileHeight ? static_cast<int>(left) : kChannelTileHeight;
-    return {tile, x, plane * shape_.plane + x, tile.left + x < in_.sizes.width ? rows : 0};
+  __device__ __forceinline__ Tile tile_at(int64_t index) const {
+    const int64_t tiles = tile_count(in_.sizes, kChannelTileHeight), across = ceil_div(in_.sizes.width, kTileWidth),
+                  tile = index % tiles;
+    return {index / tiles, static_cast<int>(tile / across * kChannelTileHeight),
+            static_cast<int>(tile % across * kTileWidth), index < all_tiles()};
   }
 
-  // Loads windows of the input and of du, of as many tiles as fit at a time; use(first tile).
+  __device__ __forceinline__ Column my_column(const Tile& tile) const {
+    const int x = lane_ % kTileWidth, first_row = lane_ % kLanes / kTileWidth * kLaneRows;
+    const int64_t below = in_.sizes.height - tile.top - first_row;
+    const bool in_map = tile.there && tile.left + x < in_.sizes.width;
+    return {x, first_row, in_map ? static_cast<int>(below < kLaneRows ? below : kLaneRows) : 0};
+  }
+
+  // Fills the windows of the warp's tiles, as many at a time as it has; use(tile of this lane).
   template <class Use>
-  __device__ __forceinline__ void for_each_window(Global<const T> du, Use use) {
-    const int64_t tiles = all_tiles(), area = in_.sizes.height * in_.sizes.width;
-    const int height = static_cast<int>(in_.sizes.height), width = static_cast<int>(in_.sizes.width), pad = k_ / 2;
-    const Global<const T> my_du = du + channel_ * (in_.sizes.batch * area);
-    for (int64_t first = 0; first < tiles; first += planes_) {
-      __syncthreads();
-      load_windows<S>(planes_, shape_, height, width, x_, [&](int plane) {
-        if (first + plane >= tiles) return PlaneWindow<S>{nullptr, 0, 0};
-        const Tile tile = tile_at(first + plane);
-        return PlaneWindow<S>{input_plane(in_, tile.batch, channel_), tile.top - pad, tile.left - pad};
-      });
-      load_windows<T>(planes_, shape_, height, width, du_, [&](int plane) {
-        if (first + plane >= tiles) return PlaneWindow<T>{nullptr, 0, 0};
-        const Tile tile = tile_at(first + plane);
-        return PlaneWindow<T>{my_du + tile.batch * area, tile.top - pad, tile.left - pad};
-      });
+  __device__ __forceinline__ void for_each_tile(Global<const T> du, Use use) const {
+    const int64_t tiles = warp_ < warps_ ? all_tiles() : 0, area = in_.sizes.height * in_.sizes.width;
+    for (int64_t first = warp_ * kTiles; first < tiles; first += warps_ * kTiles) {
+      const Tile tile = tile_at(first + lane_ / kLanes);
+      __syncwarp();
+      if (tile.there) {
+        load_window<S>(tile, input_plane(in_, tile.batch, channel_), x_);
+        load_window<T>(tile, du + (channel_ * in_.sizes.batch + tile.batch) * area, du_);
+      }
       cp_async_commit();
       cp_async_wait<0>();
-      __syncthreads();
-      use(first);
+      __syncwarp();
+      use(tile);
     }
   }
 
-  // A column of dz or dh. K is k_ or 0, for any.
-  template <int K>
-  __device__ __forceinline__ void store_column(const Column& at, const GateInputGradients<S>& out) {
-    T gradient[kChannelTileHeight];
-    correlate_column<K>(k_, du_ + at.offset, shape_.width, filter_, gradient);
-    const Global<S> plane = input_gradient_plane(in_.sizes, out, at.tile.batch, channel_);
+  // Starts to fill a window of a plane, zero beyond its edges.
+  template <class E>
+  __device__ __forceinline__ void load_window(const Tile& tile, Global<const E> plane, Shared<T> to) const {
+    const int height = static_cast<int>(in_.sizes.height), width = static_cast<int>(in_.sizes.width);
+    const int top = tile.top - k_ / 2, left = tile.left - k_ / 2;
+#pragma unroll 4  // several loads at a time where copies are not asynchronous
+    for (int row = 0; row < shape_.rows; ++row) {
+      const int y = top + row;
+      for (int step = 0; step < shape_.width; step += kLanes) {
+        const int column = step + lane_ % kLanes, x = left + column;
+        if (column >= shape_.width) break;
+        copy_element<E>(to + (row * shape_.width + column), plane + (static_cast<int64_t>(y) * width + x),
+                        y >= 0 && y < height && x >= 0 && x < width);
+      }
+    }
+  }
+
+  // A column of dz or dh.
+  __device__ __forceinline__ void store_column(const Tile& tile, const Column& column,
+                                               const GateInputGradients<S>& out) const {
+    T gradient[kLaneRows];
+    correlate_column<K>(k_, du_ + (column.first_row * shape_.width + column.x), shape_.width, filter_, gradient);
+    const Global<S> plane = input_gradient_plane(in_.sizes, out, tile.batch, channel_);
+    const int64_t start = (tile.top + column.first_row) * in_.sizes.width + tile.left + column.x;
 #pragma unroll
-    for (int row = 0; row < kChannelTileHeight; ++row) {
-      if (row < at.rows) plane[(at.tile.top + row) * in_.sizes.width + at.tile.left + at.x] = narrow<S>(gradient[row]);
+    for (int row = 0; row < kLaneRows; ++row) {
+      if (row < column.rows) plane[start + row * in_.sizes.width] = narrow<S>(gradient[row]);
     }
   }
 
@@ -213,13 +247,11 @@ class ChannelBlock {
   }
 
   // The sum over a tile of du times the input shifted by (dy, dx).
-  __device__ __forceinline__ T tap_product(int64_t index, int plane, int dy, int dx) const {
-    if (index >= all_tiles()) return T(0);
-    const WindowPart part = inside(tile_at(index), 0);
+  __device__ __forceinline__ T tap_product(const Tile& tile, int dy, int dx) const {
+    const WindowPart part = inside(tile, 0);
     const int pad = k_ / 2, bottom = min(min(part.bottom - pad, part.bottom - dy), kChannelTileHeight),
               right = min(min(part.right - pad, part.right - dx), kTileWidth);
-    const Shared<T> du = du_ + (plane * shape_.plane + pad * (shape_.width + 1));
-    const Shared<T> x = x_ + (plane * shape_.plane + dy * shape_.width + dx);
+    const Shared<T> du = du_ + pad * (shape_.width + 1), x = x_ + (dy * shape_.width + dx);
     T total = T(0);
     for (int row = max(part.top - dy, 0); row < bottom; ++row) {
       for (int column = max(part.left - dx, 0); column < right; ++column) {
@@ -232,31 +264,17 @@ class ChannelBlock {
 
   const GateInputs<S>& in_;
   int64_t channel_;
-  int k_, planes_;
+  int k_, warps_, warp_, lane_;
   WindowShape shape_;
-  Shared<T> x_, du_, filter_, sums_;
+  Shared<T> x_, du_;  // windows of this lane's tile
+  Shared<T> filter_, sums_;
 };
-
-template <class S>
-__device__ __forceinline__ void channel_gradients(const GateInputs<S>& in, int planes, int64_t channel,
-                                                  Global<const Wide<S>> du, const GateInputGradients<S>& out,
-                                                  Global<Wide<S>> ddepthwise) {
-  ChannelBlock<S> block(in, planes, channel);
-  with_kernel_size(in.sizes.kernel_size, [&](auto size) {
-    constexpr int kSize = decltype(size)::value;
-    if constexpr (kSize == 0) {
-      block.run_any(du, out, ddepthwise);
-    } else {
-      block.template run<kSize>(du, out, ddepthwise);
-    }
-  });
-}
 
 // One element of dpointwise for each thread: the sum of its parts.
 template <class T>
 __device__ __forceinline__ void add_parts(int64_t block, int64_t parts, int64_t count, Global<T> partial,
                                           Global<T> total) {
-  const int64_t at = block * kProductThreads + threadIdx.x;
+  const int64_t at = block * kChannelThreads + threadIdx.x;
   if (at >= count) return;
   T sum = T(0);
 #pragma unroll 4
@@ -268,16 +286,16 @@ __device__ __forceinline__ void add_parts(int64_t block, int64_t parts, int64_t 
 template <class T, class Operand>
 __device__ __forceinline__ void sum_row(int64_t row, int64_t count, Global<Operand> dgates, Global<T> dbias) {
   SharedArena arena;
-  const Shared<T> of_warps = arena.take<T>(kWarps, "row sums");
+  const Shared<T> of_warps = arena.take<T>(kChannelWarps, "row sums");
   T sum = T(0);
 #pragma unroll 4
-  for (int64_t at = threadIdx.x; at < count; at += kProductThreads) sum += widen(dgates[row * count + at]);
+  for (int64_t at = threadIdx.x; at < count; at += kChannelThreads) sum += widen(dgates[row * count + at]);
   sum = sum_of_warp(sum);
   if (threadIdx.x % 32 == 0) of_warps[threadIdx.x / 32] = sum;
   __syncthreads();
   if (threadIdx.x != 0) return;
   T total = T(0);
-  for (int warp = 0; warp < kWarps; ++warp) total += of_warps[warp];
+  for (int warp = 0; warp < kChannelWarps; ++warp) total += of_warps[warp];
   dbias[row] = total;
 }
 
@@ -298,7 +316,9 @@ __device__ __forceinline__ void gradients_of_block(const GateInputs<S>& in, cons
                                                    const GateWeightGradients<Wide<S>>& weights) {
   int64_t block = blockIdx.x;
   if (block < channels.channel_blocks) {
-    return channel_gradients<S>(in, channels.planes, block, workspace.du, out, weights.ddepthwise);
+    return with_kernel_size(in.sizes.kernel_size, [&](auto size) {
+      ChannelBlock<S, decltype(size)::value>(in, channels.warps, block).run(workspace.du, out, weights.ddepthwise);
+    });
   }
   block -= channels.channel_blocks;
   if (block < channels.pointwise_blocks) {
@@ -309,7 +329,7 @@ __device__ __forceinline__ void gradients_of_block(const GateInputs<S>& in, cons
 }
 
 template <class S, class Operand>
-__global__ void __launch_bounds__(kProductThreads, kBlocksAtOnce<Wide<S>>)
+__global__ void __launch_bounds__(kChannelThreads, kBlocksAtOnce<Wide<S>>* kProductThreads / kChannelThreads)
     separable_gates_backward_channels_kernel(GateInputs<S> in, GateChannels channels, int64_t parts,
                                              GateWorkspace<Wide<S>, Operand> workspace, GateInputGradients<S> out,
                                              GateWeightGradients<Wide<S>> weights) {

@@ -40,8 +40,8 @@ struct HostGates {
   }
 };
 
-simt::LaunchShape shape(int64_t blocks, int64_t shared_bytes) {
-  return {dim3(static_cast<unsigned>(blocks)), dim3(kProductThreads), shared_bytes};
+simt::LaunchShape shape(int64_t blocks, int64_t shared_bytes, int threads = kProductThreads) {
+  return {dim3(grid_size(blocks)), dim3(static_cast<unsigned>(threads)), shared_bytes};
 }
 
 template <class Product, class S>
@@ -100,8 +100,8 @@ const char* run_backward(const HostGates<S>& gates, const HostGradients<S>& grad
                    shape(products.blocks(), product_shared_bytes<Product>()), in, products, workspace, out);
     }
     simt::launch("separable_gates_backward_channels", separable_gates_backward_channels_kernel<S, Operand>,
-                 shape(channels.blocks(), channel_shared_bytes<T>(sizes, channels.planes)), in, channels,
-                 products.parts, workspace, out, weights);
+                 shape(channels.blocks(), channel_shared_bytes<T>(sizes, channels.warps), kChannelThreads), in,
+                 channels, products.parts, workspace, out, weights);
   });
 }
 
@@ -122,29 +122,37 @@ using namespace fastsam::cuda;
         {m, m_batch, m_channel}, depthwise, pointwise, bias                                                      \
   }
 
-// How a call would be launched: blocks and shared bytes of the launches of the forward and backward pass.
+// How a call would be launched: blocks and shared bytes of the launches of the forward and backward pass, and how many
+// warps of a channel's block have windows.
 template <class Product>
-const char* tell_launches(const GateSizes& sizes, int multiprocessors, int64_t* blocks, int64_t* bytes) {
+const char* tell_launches(const GateSizes& sizes, int multiprocessors, int64_t* blocks, int64_t* bytes,
+                          int64_t* warps) {
   using T = typename Product::Accumulator;
-  with_tile_size<Product>(sizes, multiprocessors, [&](auto tiled) {
-    const GateLaunch gates = gate_launch<decltype(tiled)>(sizes);
-    blocks[0] = gates.blocks;
-    bytes[0] = gates.planes == 0 ? INT64_MAX : gates.shared_bytes;
+  const Launch launch = {0, nullptr, 86, multiprocessors, Precision::kFloat32};
+  return simt::run([&] {
+    described([&] { return describe("backward", sizes); }, launch,
+              [&] {
+                with_tile_size<Product>(sizes, multiprocessors, [&](auto tiled) {
+                  const GateLaunch gates = gate_launch<decltype(tiled)>(sizes);
+                  blocks[0] = grid_size(gates.blocks);
+                  bytes[0] = gates.planes == 0 ? INT64_MAX : gates.shared_bytes;
+                });
+                blocks[1] = grid_size(gate_products<Product>(sizes, multiprocessors).blocks());
+                bytes[1] = product_shared_bytes<Product>();
+                const GateChannels channels = gate_channels<T>(sizes, true);
+                blocks[2] = grid_size(channels.blocks());
+                bytes[2] = channel_shared_bytes<T>(sizes, channels.warps);
+                *warps = channels.warps;
+              });
   });
-  blocks[1] = gate_products<Product>(sizes, multiprocessors).blocks();
-  bytes[1] = product_shared_bytes<Product>();
-  const GateChannels channels = gate_channels<T>(sizes, true);
-  blocks[2] = channels.blocks();
-  bytes[2] = channels.planes == 0 ? INT64_MAX : channel_shared_bytes<T>(sizes, channels.planes);
-  return nullptr;
 }
 
 #define FASTSAM_LAUNCHES(name, ...)                                                                                    \
   extern "C" const char* launches_##name(int64_t batch, int64_t channels, int64_t z_channels, int64_t height,          \
                                          int64_t width, int64_t kernel_size, int64_t multiprocessors, int64_t* blocks, \
-                                         int64_t* bytes) {                                                             \
+                                         int64_t* bytes, int64_t* warps) {                                             \
     return tell_launches<__VA_ARGS__>({batch, channels, z_channels, height, width, kernel_size},                       \
-                                      static_cast<int>(multiprocessors), blocks, bytes);                               \
+                                      static_cast<int>(multiprocessors), blocks, bytes, warps);                        \
   }
 
 FASTSAM_LAUNCHES(float32, FmaProduct<float, 64>)
