@@ -120,9 +120,9 @@ cuda::Launch launch_from(const py::tuple& values) {
 }
 
 // Two functions: `name`, and `name`_workspace, the bytes of device memory that it wants.
-template <class Call>
+template <class Call, class Kernel>
 void define_cuda(py::module_& module, const std::string& name, int64_t (*workspace)(const Call&, const cuda::Launch&),
-                 void (*kernel)(const Call&, void*, const cuda::Launch&)) {
+                 Kernel kernel) {
   const auto size = [workspace](const py::tuple& launch, const py::tuple& fields) {
     return workspace(call_from<Call>(fields), launch_from(launch));
   };
@@ -136,18 +136,20 @@ void define_cuda(py::module_& module, const std::string& name, int64_t (*workspa
   module.def(name.c_str(), run, py::arg("launch"), py::arg("workspace"), py::arg("fields"));
 }
 
+// The same for a kernel that wants none.
 template <class Call>
-int64_t no_workspace(const Call&, const cuda::Launch&) {
-  return 0;
+void define_cuda(py::module_& module, const std::string& name, void (*kernel)(const Call&, const cuda::Launch&)) {
+  define_cuda<Call>(
+      module, name, [](const Call&, const cuda::Launch&) { return int64_t{0}; },
+      [kernel](const Call& call, void*, const cuda::Launch& launch) { kernel(call, launch); });
 }
 
 template <class S>
 void define_cuda_operators(py::module_ module) {
-  using GatesForward = SeparableGatesForward<S>;
-  const auto gates_forward = [](const GatesForward& call, void*, const cuda::Launch& launch) {
-    cuda::separable_gates_forward<S>(call, launch);
-  };
-  define_cuda<GatesForward>(module, "separable_gates_forward", &no_workspace, gates_forward);
+  define_cuda(module, "attention_forward", &cuda::attention_forward<S>);
+  define_cuda(module, "attention_gates_forward", &cuda::attention_gates_forward<S>);
+  define_cuda(module, "attention_backward", &cuda::attention_backward_workspace<S>, &cuda::attention_backward<S>);
+  define_cuda(module, "separable_gates_forward", &cuda::separable_gates_forward<S>);
   define_cuda(module, "separable_gates_backward", &cuda::separable_gates_backward_workspace<S>,
               &cuda::separable_gates_backward<S>);
   define_cuda(module, "lstm_gates_forward", &cuda::lstm_gates_forward_workspace<S>, &cuda::lstm_gates_forward<S>);

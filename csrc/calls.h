@@ -52,8 +52,9 @@ class Fields {
 
 template <class Call>
 void read_attention_inputs(Fields& fields, Call& call) {
-  fields.read(call.sizes.batch, call.sizes.channels, call.sizes.value_channels, call.sizes.positions,
-              call.source_count);
+  AttentionSizes& sizes = call.sizes;
+  fields.read(sizes.batch, sizes.channels, sizes.value_channels, sizes.positions);
+  fields.read(sizes.windows.across, sizes.windows.down, sizes.windows.width, call.source_count);
   if (call.source_count < 1 || call.source_count > kMaxSources)
     throw std::invalid_argument("one or two sources are served");
   for (int s = 0; s < call.source_count; ++s) {
@@ -69,6 +70,12 @@ void read_call(Fields& fields, AttentionForward<S>& call) {
   for (int s = 0; s < call.source_count; ++s) fields.read(call.r[s]);
   for (int s = 0; s < call.source_count; ++s) fields.read(call.lse[s]);
   for (int s = 0; s < call.source_count; ++s) fields.read(call.shift[s]);
+}
+
+template <class S>
+void read_call(Fields& fields, AttentionGatesForward<S>& call) {
+  read_call(fields, call.attention);
+  fields.read(call.m, call.pointwise, call.bias, call.h_hat, call.m_new);
 }
 
 template <class S>

@@ -30,12 +30,11 @@ class _Served(NamedTuple):
     dtypes: tuple[torch.dtype, ...]
 
 
+_OPERATORS = ("double_attention", "self_attention", "separable_gates", "lstm_gates")
+
 _SERVED = {
-    "cpu": _Served(
-        ("double_attention", "self_attention", "separable_gates", "lstm_gates"),
-        (torch.float32, torch.float64, torch.bfloat16),
-    ),
-    "cuda": _Served(("separable_gates", "lstm_gates"), (torch.float32, torch.float64, torch.bfloat16, torch.float16)),
+    "cpu": _Served(_OPERATORS, (torch.float32, torch.float64, torch.bfloat16)),
+    "cuda": _Served(_OPERATORS, (torch.float32, torch.float64, torch.bfloat16, torch.float16)),
 }
 
 

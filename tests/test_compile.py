@@ -28,7 +28,7 @@ def compiled_backend(request: pytest.FixtureRequest) -> Iterator[str]:
 
 def _sam(keys: int = 3, **options) -> nn.Module:
     torch.manual_seed(0)
-    return fastsam.SAM(8, keys, 3, dtype=torch.float64, **options)
+    return fastsam.SAM(8, keys, **{"kernel_size": 3, **options}, dtype=torch.float64)
 
 
 def _maps(batch: int, height: int = 5, width: int = 6, seed: int = 1) -> list[Tensor]:
@@ -49,9 +49,10 @@ def _assert_same(step: Callable[..., tuple[Tensor, Tensor]], module: nn.Module, 
         torch.testing.assert_close(actual, expected, rtol=1e-9, atol=1e-11)
 
 
+@pytest.mark.parametrize("kernel_size", [3, None])
 @pytest.mark.parametrize("keys", [3, 8], ids=["projected", "folded"])
-def test_sam_compiles_whole_and_once(compiled_backend, keys):
-    sam = _sam(keys)
+def test_sam_compiles_whole_and_once(compiled_backend, keys, kernel_size):
+    sam = _sam(keys, kernel_size=kernel_size)
     step = torch.compile(sam, fullgraph=True, backend="aot_eager")
     _assert_same(step, sam, _maps(2))
     with torch.compiler.set_stance("fail_on_recompile"):

@@ -12,7 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from fastsam.modules import _check
-from fastsam.ops import double_attention, self_attention, separable_gates
+from fastsam.ops import self_attention, separable_gates
+from fastsam.ops._attention import Source
+from fastsam.ops._attention.gates import aggregate, attention_gates
 from fastsam.ops._dispatch import autocast_enabled
 
 
@@ -260,9 +262,17 @@ class SAM(nn.Module):
                 or they differ in shape; weights of another module, or any without attention.
         """
         m = self._checked_memory(h, m)
-        z = self._aggregate(h, m, self.fold() if weights is None else weights)  # equations 2 to 7
+        weights = self.fold() if weights is None else weights
         depthwise = None if self.kernel_size is None else self.depthwise.weight
-        return separable_gates(z, h, m, depthwise, self.pointwise.weight, self.pointwise.bias)  # equations 8 and 9
+        gates = depthwise, self.pointwise.weight, self.pointwise.bias
+        if not self.use_attention:
+            _check.no_weights("SAM", weights)
+            return separable_gates(None, h, m, *gates)
+        sources, value_bias = self._sources(h, m, weights)
+        if depthwise is None:
+            return attention_gates(sources, value_bias, m, *gates[1:])
+        z = aggregate(sources, value_bias)  # equations 2 to 7
+        return separable_gates(z, h, m, *gates)  # equations 8 and 9
 
     def attention_maps(self, h: Tensor, m: Tensor | None, points: Tensor | Sequence[Sequence[int]]) -> AttentionMaps:
         """The rows alpha_h;i and alpha_m;i of equations 3 and 6 for the asked positions i, in O(P N) memory.
@@ -290,15 +300,16 @@ class SAM(nn.Module):
             return AttentionMaps(maps_h, None)
         return AttentionMaps(maps_h, _attention_rows(asked, m, self.query, self.memory_key, self.scale))
 
-    def _aggregate(self, h: Tensor, m: Tensor, weights: SAMWeights | SelfAttentionWeights | None) -> Tensor | None:
-        """Z, the feature aggregation of equations 2 to 7; None without attention."""
-        if not self.use_attention:
-            _check.no_weights("SAM", weights)
-            return None
+    def _sources(
+        self, h: Tensor, m: Tensor, weights: SAMWeights | SelfAttentionWeights | None
+    ) -> tuple[list[Source], Tensor]:
+        """The maps that are attended to with their weights, and the value bias."""
         if not self.use_memory_attention:
-            return _attend(h, _check.folded_weights("SAM", weights, SelfAttentionWeights))
-        *operands, key_h, key_m = _check.folded_weights("SAM", weights, SAMWeights)
-        return double_attention(h, m, *operands, key_h=key_h, key_m=key_m)
+            score, score_bias, value, value_bias, key = _check.folded_weights("SAM", weights, SelfAttentionWeights)
+            return [Source(h, score, score_bias, value, key)], value_bias
+        of = _check.folded_weights("SAM", weights, SAMWeights)
+        source_h = Source(h, of.score_h, of.score_bias_h, of.value_h, of.key_h)
+        return [source_h, Source(m, of.score_m, of.score_bias_m, of.value_m, of.key_m)], of.value_bias
 
     def _checked_memory(self, h: Any, m: Any) -> Tensor:
         """The memory to start from, after the checks of both inputs."""

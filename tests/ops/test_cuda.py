@@ -15,8 +15,6 @@ pytestmark = [
     pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device"),
 ]
 
-SERVED = ("separable_gates", "lstm_gates")
-VARIANTS = {name: variant for name, variant in cases.VARIANTS.items() if variant[0] in SERVED}
 SHAPES = [(2, 1, (1, 1)), (1, 3, (3, 5)), (2, 13, (7, 7)), (3, 64, (16, 16)), (1, 65, (9, 31)), (1, 256, (5, 7))]
 DTYPES = [torch.float64, torch.float32, torch.float16, torch.bfloat16]
 
@@ -35,14 +33,14 @@ def on_cuda():
 
 def make(name, batch=2, channels=16, size=(9, 10), **options):
     """A variant's operator and arguments, on the card."""
-    operator, chosen = VARIANTS[name]
+    operator, chosen = cases.VARIANTS[name]
     arguments = cases.make(operator, batch=batch, channels=channels, size=size, **chosen, **options)
     return operator, cases.map_tensors(lambda tensor: tensor.cuda(), arguments)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize(("batch", "channels", "size"), SHAPES)
-@pytest.mark.parametrize("name", VARIANTS)
+@pytest.mark.parametrize("name", cases.VARIANTS)
 def test_accuracy(poison, name, batch, channels, size, dtype):
     draws = [make(name, batch, channels, size, dtype=dtype, seed=seed) for seed in seeds(dtype, channels)]
     assert_accurate(draws[0][0], [arguments for _, arguments in draws])
@@ -61,13 +59,13 @@ def test_tf32():
 
 
 @pytest.mark.parametrize("layout", cases.LAYOUTS)
-@pytest.mark.parametrize("name", VARIANTS)
+@pytest.mark.parametrize("name", cases.VARIANTS)
 def test_layouts(name, layout):
     operator, arguments = make(name, 2, 5, (5, 7))
     assert_accurate(operator, cases.map_tensors(cases.LAYOUTS[layout], arguments))
 
 
-@pytest.mark.parametrize("name", VARIANTS)
+@pytest.mark.parametrize("name", cases.VARIANTS)
 def test_same_bits_on_every_run_and_stream(name):
     operator, arguments = make(name, 3, 64, (16, 16), dtype=torch.float32)
     function = cases.public(operator)
@@ -81,7 +79,7 @@ def test_same_bits_on_every_run_and_stream(name):
     assert same_bits(again, expected)
 
 
-@pytest.mark.parametrize("name", VARIANTS)
+@pytest.mark.parametrize("name", cases.VARIANTS)
 def test_capture_in_a_graph(name):
     """Forward and backward in one CUDA graph, replayed on other numbers."""
     operator, arguments = make(name, 2, 16, (8, 8), dtype=torch.float32)
@@ -113,7 +111,7 @@ def test_capture_in_a_graph(name):
         assert torch.equal(mine, right)
 
 
-@pytest.mark.parametrize("name", VARIANTS)
+@pytest.mark.parametrize("name", cases.VARIANTS)
 def test_gradcheck(name):
     operator, arguments = make(name, 1, 2, (3, 4))
     names = [argument for argument, value in arguments.items() if isinstance(value, torch.Tensor)]
@@ -125,7 +123,7 @@ def test_gradcheck(name):
     assert torch.autograd.gradcheck(function, [arguments[argument].requires_grad_() for argument in names])
 
 
-@pytest.mark.parametrize("name", VARIANTS)
+@pytest.mark.parametrize("name", cases.VARIANTS)
 def test_opcheck(name):
     operator, arguments = make(name, 2, 4, (3, 5), dtype=torch.float32)
     arguments = cases.map_tensors(lambda tensor: tensor.requires_grad_(), arguments)

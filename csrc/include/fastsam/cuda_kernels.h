@@ -24,6 +24,20 @@ struct Launch {
   Precision precision;
 };
 
+// Up to 256 value channels; what does not fit into a block's shared memory throws: 128 channels do everywhere.
+template <class S>
+void attention_forward(const AttentionForward<S>& call, const Launch& launch);
+
+// The same and 1x1 gates in one launch.
+template <class S>
+void attention_gates_forward(const AttentionGatesForward<S>& call, const Launch& launch);
+
+// Depends on sizes, S and the launch alone.
+template <class S>
+int64_t attention_backward_workspace(const AttentionBackward<S>& call, const Launch& launch);
+template <class S>
+void attention_backward(const AttentionBackward<S>& call, void* workspace, const Launch& launch);
+
 template <class S>
 int64_t lstm_gates_forward_workspace(const LstmGatesForward<S>& call, const Launch& launch);
 template <class S>

@@ -40,11 +40,19 @@ struct Map {
   int64_t stride_channel;
 };
 
+// Maps cut into `down` x `across` windows whose rows have `width` positions, on GPUs only: then each window is an entry
+// of the batch, `positions` are those of a window, and strides, also of the outputs, those of the whole maps. Contexts
+// are (entries, C, positions). All zero: no windows.
+struct Windows {
+  int64_t across = 0, down = 0, width = 0;
+};
+
 struct AttentionSizes {
   int64_t batch;
   int64_t channels;
   int64_t value_channels;
   int64_t positions;
+  Windows windows{};
 };
 
 // One map that is attended to. Without a key map (key == nullptr) the map itself is the key and query_channels equals
@@ -73,6 +81,18 @@ struct AttentionForward {
   Compute<S>* r[kMaxSources];
   Compute<S>* lse[kMaxSources];
   Compute<S>* shift[kMaxSources];
+};
+
+// The attention and, on its z and the hidden state, separable gates without a depthwise filter. attention.z, (B, Cz,
+// N), may be nullptr too.
+template <class S>
+struct AttentionGatesForward {
+  AttentionForward<S> attention;
+  Map<const S> m;               // (B, C, N), the memory that the gates update
+  const Compute<S>* pointwise;  // (3C, Cz + C)
+  const Compute<S>* bias;       // (3C) or nullptr
+  S* h_hat;                     // (B, C, N)
+  S* m_new;                     // (B, C, N)
 };
 
 template <class S>

@@ -26,6 +26,8 @@ class Source(NamedTuple):
 class Context(NamedTuple):
     """What the backward pass needs of one source besides its inputs; all of it is O(N).
 
+    B and H, W are those of the windows where a map is cut into windows.
+
     r: (B, C, H, W), the source averaged with its attention weights. lse: (B, N), log of the sum of exponentials of
     each query's scores. shift: (B, C), finite, what was taken from every column of the source before: r and lse are
     those of x - shift. All in the dtype of the arithmetic, float32 for half types, and contiguous.

@@ -22,8 +22,8 @@ def flatten(sources: Sequence[Source]) -> tuple[Tensor | None, ...]:
 
 class _Attention(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, operator: str, backend: str, value_bias: Tensor, *flat: Tensor | None) -> Tensor:
-        z, contexts = implementation(backend).forward(sources_of(flat), value_bias, save=True)
+    def forward(ctx: Any, operator: str, backend: str, window: Any, value_bias: Tensor, *flat: Tensor | None) -> Tensor:
+        z, contexts = implementation(backend).forward(sources_of(flat), value_bias, save=True, window=window)
         ctx.operator, ctx.backend = operator, backend
         ctx.save_for_backward(*flat, *(tensor for context in contexts for tensor in context))
         return z
@@ -37,7 +37,7 @@ class _Attention(torch.autograd.Function):
         gradients = [dvalue_bias]
         for dx, (dscore, dscore_bias, dvalue, dkey) in zip(maps, weights, strict=True):
             gradients += [dx, dscore, dscore_bias, dvalue, dkey]
-        return (None, None, *_dispatch.first_derivative_only(ctx.operator, gradients, [dz, *flat]))
+        return (None, None, None, *_dispatch.first_derivative_only(ctx.operator, gradients, [dz, *flat]))
 
 
 def contexts_of(tensors: Sequence[Tensor]) -> list[Context]:
@@ -45,9 +45,15 @@ def contexts_of(tensors: Sequence[Tensor]) -> list[Context]:
     return [Context(*tensors[start : start + 3]) for start in range(0, len(tensors), 3)]
 
 
-def attention(operator: str, backend: str, sources: Sequence[Source], value_bias: Tensor) -> Tensor:
-    """The output z of a compiled back end, with its gradient where one is wanted."""
+def attention(
+    operator: str,
+    backend: str,
+    sources: Sequence[Source],
+    value_bias: Tensor,
+    window: tuple[int, int] | None = None,
+) -> Tensor:
+    """The output z of a compiled back end, with its gradient where one is wanted; `window` for the back end cuda."""
     flat = flatten(sources)
     if _dispatch.wants_gradient([value_bias, *flat]):
-        return _Attention.apply(operator, backend, value_bias, *flat)
-    return implementation(backend).forward(sources, value_bias, save=False)[0]
+        return _Attention.apply(operator, backend, window, value_bias, *flat)
+    return implementation(backend).forward(sources, value_bias, save=False, window=window)[0]

@@ -1,6 +1,7 @@
-"""The attention operators on the compiled kernels: csrc/cpu/attention_forward.cpp, attention_backward.cpp."""
+"""The attention operators on the compiled kernels: attention_*.cpp in csrc/cpu, attention_*.cu in csrc/cuda."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -20,32 +21,75 @@ def _source_fields(source: Source) -> tuple[int, ...]:
     return (*map_fields(x), score.shape[0], address(score), address(score_bias), address(value), address(key))
 
 
-def _sizes(h: Tensor, value_channels: int) -> tuple[int, int, int, int]:
+def _sizes(h: Tensor, value_channels: int, window: Sequence[int]) -> tuple[int, ...]:
     batch, channels, height, width = h.shape
-    return batch, channels, value_channels, height * width
+    if tuple(window) == (height, width):
+        return batch, channels, value_channels, height * width, 0, 0, 0
+    down, across = height // window[0], width // window[1]
+    return batch * down * across, channels, value_channels, window[0] * window[1], across, down, window[1]
 
 
-def forward(sources: Sequence[Source], value_bias: Tensor, save: bool) -> tuple[Tensor, list[Context]]:
-    """z, and the contexts for `backward` (empty unless `save`)."""
-    sources = [_readable(source) for source in sources]
+def forward(
+    sources: Sequence[Source], value_bias: Tensor, save: bool, window: Sequence[int] | None = None
+) -> tuple[Tensor, list[Context]]:
+    """z, and the contexts for `backward` (empty unless `save`), of windows (height, width) on a GPU only."""
     h = sources[0].x
-    wide = arithmetic(h.dtype)
-    bias = weights(value_bias, wide)
-    z = new_map(h, value_bias.shape[0])
-    shapes = (h.shape, (h.shape[0], h.shape[2] * h.shape[3]), h.shape[:2])
-    contexts = [
-        Context(*(torch.empty(shape, dtype=wide, device=h.device) for shape in shapes)) for _ in sources if save
-    ]
+    window = window or h.shape[2:]
+    z, contexts = new_map(h, value_bias.shape[0]), _new_contexts(sources, window, save)
     if z.numel() > 0:
-        fields = [*_sizes(h, value_bias.shape[0]), len(sources)]
-        for source in sources:
-            fields += _source_fields(source)
-        fields += [address(bias), address(z)]
-        fields += [address(context.r) for context in contexts] or [0] * len(sources)
-        fields += [address(context.lse) for context in contexts] or [0] * len(sources)
-        fields += [address(context.shift) for context in contexts] or [0] * len(sources)
+        fields, _operands = _forward_fields(sources, value_bias, window, z, contexts)
         run("attention_forward", h, fields)
     return z, contexts
+
+
+def forward_with_gates(
+    sources: Sequence[Source], value_bias: Tensor, m: Tensor, pointwise: Tensor, bias: Tensor | None, save: bool
+) -> tuple[Tensor, Tensor, Tensor | None, list[Context]]:
+    """h_hat and m_new of 1x1 gates on z and the first source, by the kernel that the GPU has for both.
+
+    z is None, and the contexts are empty, unless `save`.
+    """
+    h = sources[0].x
+    h_hat, m_new = new_map(h, h.shape[1]), new_map(h, h.shape[1])
+    z, contexts = new_map(h, value_bias.shape[0]) if save else None, _new_contexts(sources, h.shape[2:], save)
+    if h.numel() > 0:
+        fields, _operands = _forward_fields(sources, value_bias, h.shape[2:], z, contexts)
+        m = dense(m)
+        of_gates = [weights(tensor, arithmetic(h.dtype)) for tensor in (pointwise, bias)]
+        fields += [*map_fields(m), *map(address, of_gates), address(h_hat), address(m_new)]
+        run("attention_gates_forward", h, fields)
+    return h_hat, m_new, z, contexts
+
+
+def _new_contexts(sources: Sequence[Source], window: Sequence[int], save: bool) -> list[Context]:
+    h = sources[0].x
+    entries, channels, _, positions, *_ = _sizes(h, 0, window)
+    shapes = ((entries, channels, *window), (entries, positions), (entries, channels))
+    return [
+        Context(*(torch.empty(shape, dtype=arithmetic(h.dtype), device=h.device) for shape in shapes))
+        for _ in sources
+        if save
+    ]
+
+
+def _forward_fields(
+    sources: Sequence[Source],
+    value_bias: Tensor,
+    window: Sequence[int],
+    z: Tensor | None,
+    contexts: Sequence[Context],
+) -> tuple[list[int], list[Any]]:
+    """The fields of a forward pass, and the tensors that some of their addresses belong to, to be kept until it ran."""
+    sources = [_readable(source) for source in sources]
+    h = sources[0].x
+    bias = weights(value_bias, arithmetic(h.dtype))
+    fields = [*_sizes(h, value_bias.shape[0], window), len(sources)]
+    for source in sources:
+        fields += _source_fields(source)
+    fields += [address(bias), address(z)]
+    for kind in zip(*contexts, strict=True) if contexts else [[None] * len(sources)] * 3:
+        fields += map(address, kind)
+    return fields, [*sources, bias]
 
 
 def backward(
@@ -64,7 +108,7 @@ def backward(
         for tensor in (dvalue_bias, *(gradient for of in of_weights for gradient in of if gradient is not None)):
             tensor.zero_()
         return maps, *_as(h.dtype, of_weights, dvalue_bias)
-    fields = [*_sizes(h, dz.shape[1]), len(sources)]
+    fields = [*_sizes(h, dz.shape[1], contexts[0].r.shape[2:]), len(sources)]
     for source in sources:
         fields += _source_fields(source)
     fields += map_fields(dz)

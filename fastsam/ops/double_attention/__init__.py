@@ -64,7 +64,7 @@ def double_attention(
 
 
 def _double_attention(*arguments: Any) -> Tensor:
-    _check(*arguments)
+    check_arguments(*arguments)
     *required, key_h, key_m = arguments
     if _dispatch.needs_registered_operator(arguments) and backends.selected() != "eager":
         return torch.ops.fastsam.double_attention(*arguments)[0]
@@ -74,7 +74,7 @@ def _double_attention(*arguments: Any) -> Tensor:
     return attention("double_attention", backend, *_sources(*arguments))
 
 
-def _check(
+def check_arguments(
     h: Any,
     m: Any,
     score_h: Any,
@@ -127,7 +127,7 @@ def _sources(
 
 
 def _implementation(*arguments: Any) -> tuple[Tensor, ...]:
-    _check(*arguments, *[None] * (11 - len(arguments)))
+    check_arguments(*arguments, *[None] * (11 - len(arguments)))
     sources, value_bias = _sources(*arguments)
     backend = backends.choose("double_attention", arguments[0].device.type, arguments[0].dtype)
     z, (of_h, of_m) = implementation(backend).forward(sources, value_bias, save=True)

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from fastsam import backends
 from fastsam.ops import _dispatch
-from fastsam.ops._attention import Source, implementation
+from fastsam.ops._attention import Source, implementation, windows
 from fastsam.ops._attention.autograd import attention, contexts_of
 from fastsam.ops._check import Arguments
 from fastsam.ops._dispatch import arithmetic
@@ -16,7 +16,14 @@ from fastsam.ops.self_attention import eager
 
 
 def self_attention(
-    x: Tensor, score: Tensor, score_bias: Tensor, value: Tensor, value_bias: Tensor, *, key: Tensor | None = None
+    x: Tensor,
+    score: Tensor,
+    score_bias: Tensor,
+    value: Tensor,
+    value_bias: Tensor,
+    *,
+    key: Tensor | None = None,
+    window: tuple[int, int] | None = None,
 ) -> Tensor:
     """Self-attention over the positions of a map (SA-ConvLSTM paper, equations 2-4) with composed 1x1 maps.
 
@@ -35,23 +42,32 @@ def self_attention(
         value_bias: (Cz,).
         key: key map, (D, C). None means that x is the key as it is, with the key map folded into the query map,
             score = key^T query.
+        window: (height, width) that divide (H, W): positions attend to those of their own window only, as the
+            multi-scale attention of CMS-LSTM does (its section 3.2). None is one window, the whole map. The back end
+            `cuda` reads and writes the windows where they lie; others copy the map once into a batch of windows.
 
     Returns:
         z, (B, Cz, H, W), contiguous.
 
     Raises:
-        TypeError: an argument is no tensor, not floating-point, or of another dtype than x.
-        ValueError: a shape or device does not fit.
+        TypeError: an argument is no tensor, not floating-point, or of another dtype than x; window is no pair of
+            integers.
+        ValueError: a shape or device does not fit, or the map is no whole number of windows.
         RuntimeError: a back end is forced that cannot serve the call.
     """
-    arguments = (x, score, score_bias, value, value_bias, key)
+    arguments = (x, score, score_bias, value, value_bias, key, window)
     if isinstance(x, Tensor) and _dispatch.autocast_enabled(x):
         return _dispatch.without_autocast(_self_attention, *arguments)
     return _self_attention(*arguments)
 
 
-def _self_attention(*arguments: Any) -> Tensor:
-    _check(*arguments)
+def _self_attention(*arguments_and_window: Any) -> Tensor:
+    *arguments, window = arguments_and_window
+    check_arguments(*arguments)
+    if window is not None:
+        windows.check(window, arguments[0])
+        if window != tuple(arguments[0].shape[2:]):
+            return _in_windows(window, *arguments)
     *required, key = arguments
     if _dispatch.needs_registered_operator(arguments) and backends.selected() != "eager":
         return torch.ops.fastsam.self_attention(*arguments)[0]
@@ -61,7 +77,14 @@ def _self_attention(*arguments: Any) -> Tensor:
     return attention("self_attention", backend, *_sources(*arguments))
 
 
-def _check(x: Any, score: Any, score_bias: Any, value: Any, value_bias: Any, key: Any) -> None:
+def _in_windows(window: tuple[int, int], x: Tensor, *weights: Tensor | None) -> Tensor:
+    arguments = (x, *weights)
+    if not _dispatch.needs_registered_operator(arguments) and _dispatch.choose("self_attention", x) == "cuda":
+        return attention("self_attention", "cuda", *_sources(*arguments), window)  # type: ignore[arg-type]
+    return windows.merge(_self_attention(windows.split(x, window), *weights, None), x.shape)
+
+
+def check_arguments(x: Any, score: Any, score_bias: Any, value: Any, value_bias: Any, key: Any) -> None:
     check = Arguments("self_attention")
     check.tensor("x", x, "B", "C", "H", "W")
     queries = "C" if key is None else "D"
@@ -81,7 +104,7 @@ def _sources(
 
 
 def _implementation(*arguments: Any) -> tuple[Tensor, ...]:
-    _check(*arguments, *[None] * (6 - len(arguments)))
+    check_arguments(*arguments, *[None] * (6 - len(arguments)))
     sources, value_bias = _sources(*arguments)
     backend = backends.choose("self_attention", arguments[0].device.type, arguments[0].dtype)
     z, (context,) = implementation(backend).forward(sources, value_bias, save=True)

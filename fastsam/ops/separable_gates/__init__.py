@@ -46,7 +46,7 @@ def separable_gates(
 
 
 def _separable_gates(*arguments: Any) -> tuple[Tensor, Tensor]:
-    _check(*arguments)
+    check_arguments(*arguments)
     if _dispatch.needs_registered_operator(arguments) and backends.selected() != "eager":
         return torch.ops.fastsam.separable_gates(*arguments)
     backend = _dispatch.choose("separable_gates", arguments[1])
@@ -57,7 +57,7 @@ def _separable_gates(*arguments: Any) -> tuple[Tensor, Tensor]:
     return _IMPLEMENTATIONS[backend].forward(*arguments)
 
 
-def _check(z: Any, h: Any, m: Any, depthwise: Any, pointwise: Any, bias: Any) -> None:
+def check_arguments(z: Any, h: Any, m: Any, depthwise: Any, pointwise: Any, bias: Any) -> None:
     check = Arguments("separable_gates")
     check.tensor("h", h, "B", "C", "H", "W")
     check.tensor("m", m, "B", "C", "H", "W")
@@ -96,7 +96,7 @@ def _module(h: Tensor) -> Any:
 
 
 def _implementation(*arguments: Any) -> tuple[Tensor, Tensor]:
-    _check(*arguments)
+    check_arguments(*arguments)
     return _module(arguments[1]).forward(*arguments)
 
 

@@ -1,0 +1,329 @@
+// The second launch of the attention's backward pass: attention_backward.cuh.
+#pragma once
+
+#include "fastsam/attention_backward.cuh"
+
+namespace fastsam::cuda {
+
+// Which block does what: both roles of a source, tile by tile, and source by source.
+template <class S, class Way, int KeyWarps, int Group>
+class AttendBlock {
+  using Shape = BackwardShape<Way, KeyWarps, Group>;
+  using Operand = typename Way::Operand;
+  using T = typename Way::Accumulator;
+  using Scores = T[Shape::kScoreTiles][kTileElements];
+  static constexpr int kRows = Shape::kRows, kPitch = Shape::kPitch, kPitchRows = Shape::kPitchRows,
+                       kPitchSlots = Shape::kPitchSlots, kColumns = Shape::kColumns;
+
+ public:
+  __device__ __forceinline__ AttendBlock(const AttentionBackwardArguments<S, Way>& in, int stages)
+      : in_(in),
+        stages_(stages),
+        channels_(static_cast<int>(in.sizes.channels)),
+        depth_(static_cast<int>(padded_depth(in.sizes.channels))),
+        padded_(padded_positions(in.sizes.positions)) {
+    const int64_t tiles = ceil_div(in.sizes.positions, kRows), parts = in.sizes.batch * tiles;
+    part_ = blockIdx.x % parts;
+    index_ = static_cast<int>(blockIdx.x / parts % in.source_count);
+    rows_are_keys_ = blockIdx.x / parts >= in.source_count;
+    entry_ = part_ / tiles;
+    first_ = part_ % tiles * kRows;
+    query_channels_ = in.sources[index_].query_channels;
+    query_depth_ = static_cast<int>(padded_depth(query_channels_));
+    has_keys_ = in.sources[index_].key != nullptr;
+    const BackwardSpace<Way>& space = in.space[index_];
+    const Side queries = {space.query, space.dr, query_depth_};
+    const Side keys = {has_keys_ ? space.keys : space.columns, space.columns, has_keys_ ? query_depth_ : 0};
+    fixed_ = rows_are_keys_ ? keys : queries;
+    stream_ = rows_are_keys_ ? queries : keys;
+
+    SharedArena arena;
+    fixed_tile_ = arena.take<Operand>((fixed_.own_depth + depth_) * kPitchRows, "rows");
+    SharedArena slots = arena;
+    slots_ = slots.take<T>(slots_size<Way, KeyWarps>(Group), "sums");
+    stream_tile_ = arena.take<Operand>(stages * (stream_.own_depth + depth_) * kPitch, "columns");
+    column_terms_ = arena.take<T>(stages * 2 * kColumns, "lse and delta");
+    scratch_ = arena.take<Operand>(Shape::kScratch, "softmax weights") +
+               BlockShape<1>::warp() * Way::template kScratch<Shape::kWarpColumns>;
+  }
+
+  __device__ __forceinline__ void run() {
+    if (rows_are_keys_) {
+      sum_keys();
+    } else {
+      sum_queries();
+    }
+  }
+
+ private:
+  // Operands of one side: those of the scores and those of dP, which are the same where own_depth is 0.
+  struct Side {
+    Global<const Operand> scores, dweights;
+    int own_depth;
+  };
+
+  // Starts to copy `Columns` positions of both operands of a side: those of the scores lie first.
+  template <int Columns>
+  __device__ __forceinline__ void start_side(const Side& side, int64_t first, Shared<Operand> to, int pitch) const {
+    constexpr int kVector = 16 / sizeof(Operand);
+    for_each_part<Columns, kVector>(side.own_depth + depth_, [&](int row, int column) {
+      const bool own = row < side.own_depth;
+      const int channel = own ? row : row - side.own_depth, channels = own ? side.own_depth : depth_;
+      const Global<const Operand> from = own ? side.scores : side.dweights;
+      cp_async<16>(to + (row * pitch + column), from + ((entry_ * channels + channel) * padded_ + first + column));
+    });
+  }
+
+  // lse and delta of the queries that stream past, where rows are keys.
+  __device__ __forceinline__ void start_stream(int stage, int64_t first) const {
+    if (first >= in_.sizes.positions) return;
+    start_side<kColumns>(stream_, first, stream_at(stage), kPitch);
+    if (rows_are_keys_) {
+      const BackwardSpace<Way>& space = in_.space[index_];
+      for (int i = threadIdx.x; i < 2 * kColumns; i += kAttentionThreads) {
+        const Global<const T> from = i < kColumns ? space.lse : space.delta;
+        cp_async<sizeof(T)>(terms_at(stage) + i, from + (entry_ * padded_ + first + i % kColumns));
+      }
+    }
+    cp_async_commit();
+  }
+
+  __device__ __forceinline__ Shared<Operand> stream_at(int stage) const {
+    return stream_tile_ + stage * (stream_.own_depth + depth_) * kPitch;
+  }
+  __device__ __forceinline__ Shared<T> terms_at(int stage) const { return column_terms_ + stage * 2 * kColumns; }
+
+  // One pass over all columns. visit(P, dE, operand of the scores, operand of dP) for each tile of them.
+  template <class Visit>
+  __device__ __forceinline__ void stream(Visit visit) const {
+    const int64_t positions = in_.sizes.positions;
+    __syncthreads();  // what tiles take the place of is no longer read
+    start_side<kRows>(fixed_, first_, fixed_tile_, kPitchRows);
+    start_stream(0, 0);
+    T lse[Way::kLaneRows] = {}, delta[Way::kLaneRows] = {};
+    if (!rows_are_keys_) {
+      for_each_row<Way>([&](int index, int row) {
+        const int64_t at = entry_ * padded_ + first_ + Shape::first_row() + row;
+        lse[index] = in_.space[index_].lse[at];
+        delta[index] = in_.space[index_].delta[at];
+      });
+    }
+    int stage = 0;
+#pragma unroll 1
+    for (int64_t first = 0; first < positions; first += kColumns) {
+      cp_async_wait<0>();
+      __syncthreads();
+      const Shared<Operand> scores = stream_at(stage), dweights = scores + stream_.own_depth * kPitch;
+      const Shared<T> terms = terms_at(stage);
+      if (stages_ == 2) {
+        stage ^= 1;
+        start_stream(stage, first + kColumns);
+      }
+#pragma unroll 1
+      for (int step = 0; step < Shape::kSteps; ++step) {
+        const int my_column = (Shape::key_warp() * Shape::kSteps + step) * Shape::kWarpColumns;
+        Scores p, ds;
+        score(scores + my_column, dweights + my_column, p, ds);
+        softmax_gradient(lse, delta, terms + my_column, p, ds);
+        if (first + kColumns > positions || first_ + kRows > positions) hide(positions - first - my_column, p, ds);
+        visit(p, ds, scores + my_column, dweights + my_column);
+      }
+      if (stages_ == 1) {
+        __syncthreads();
+        start_stream(0, first + kColumns);
+      }
+    }
+  }
+
+  // p = E and ds = dP.
+  __device__ __forceinline__ void score(Shared<Operand> scores, Shared<Operand> dweights, Scores& p, Scores& ds) const {
+    const Shared<Operand> rows = fixed_tile_ + Shape::first_row();
+    clear_tiles(p);
+    Way::template multiply_tn<Shape::kScoreTiles>(rows, kPitchRows, scores, kPitch, has_keys_ ? query_depth_ : depth_,
+                                                  p);
+    clear_tiles(ds);
+    Way::template multiply_tn<Shape::kScoreTiles>(rows + fixed_.own_depth * kPitchRows, kPitchRows, dweights, kPitch,
+                                                  depth_, ds);
+  }
+
+  // P = exp(E - lse) and dE = P (dP - delta), where p is E and ds is dP.
+  __device__ __forceinline__ void softmax_gradient(const T (&lse)[Way::kLaneRows], const T (&delta)[Way::kLaneRows],
+                                                   Shared<T> terms, Scores& p, Scores& ds) const {
+#pragma unroll
+    for (int tile = 0; tile < Shape::kScoreTiles; ++tile) {
+#pragma unroll
+      for (int e = 0; e < kTileElements; ++e) {
+        T my_lse = lse[Way::row_index(e)], my_delta = delta[Way::row_index(e)];
+        if (rows_are_keys_) {
+          my_lse = terms[tile * kTileColumns + Way::column(e)];
+          my_delta = terms[kColumns + tile * kTileColumns + Way::column(e)];
+        }
+        p[tile][e] = softmax_exponential(p[tile][e] - my_lse);
+        ds[tile][e] = p[tile][e] * (ds[tile][e] - my_delta);
+      }
+    }
+  }
+
+  // Leaves out rows and columns beyond the map; `columns` of this warp's are in it.
+  __device__ __forceinline__ void hide(int64_t columns, Scores& p, Scores& ds) const {
+#pragma unroll
+    for (int tile = 0; tile < Shape::kScoreTiles; ++tile) {
+#pragma unroll
+      for (int e = 0; e < kTileElements; ++e) {
+        const bool there = tile * kTileColumns + Way::column(e) < columns &&
+                           first_ + Shape::first_row() + Way::row(e) < in_.sizes.positions;
+        if (there) continue;
+        p[tile][e] = T(0);
+        ds[tile][e] = T(0);
+      }
+    }
+  }
+
+  // sum += p b^T for the rows of b from first_row on, of `rows` in all.
+  template <int Tiles>
+  __device__ __forceinline__ void add(const Scores& p, Shared<Operand> b, int first_row, int rows,
+                                      T (&sum)[Tiles][kTileElements]) const {
+    add_left<Way>(p, scratch_, b + first_row * kPitch, kPitch, sum, (rows - first_row) / kTileColumns);
+  }
+
+  // Rows are queries: dquery, and the parts of dscore and dscore_bias.
+  __device__ __forceinline__ void sum_queries() const {
+    const BackwardSpace<Way>& space = in_.space[index_];
+    const int outputs = has_keys_ ? query_depth_ : depth_;
+#pragma unroll 1
+    for (int first_output = 0; first_output < outputs; first_output += Group) {
+      T sum[Shape::kGroupTiles][kTileElements];
+      clear_tiles(sum);
+      stream([&](const Scores&, const Scores& ds, Shared<Operand> keys, Shared<Operand>) {
+        add(ds, keys, first_output, outputs, sum);
+      });
+      collect(sum);
+      for_each_part<kRows, 1>(min(Group, outputs - first_output), [&](int i, int row) {
+        space.dquery[operand_at(outputs, first_output + i, row)] = Way::operand(slots_[i * kPitchSlots + row]);
+      });
+      for (int i = threadIdx.x; i < min(Group, query_channels_ - first_output); i += kAttentionThreads) {
+        T bias = T(0);
+        for (int row = 0; row < kRows; ++row) bias += slots_[i * kPitchSlots + row];
+        space.dscore_bias[part_ * query_channels_ + first_output + i] = bias;
+      }
+    }
+    const Shared<Operand> hidden = load_rows(space.dquery, outputs);
+    const MapTile<Way, kRows, S> tile{hidden, kPitchRows, in_.vectors};
+    tile.start(entry_of(in_.sources[0].x, in_.grid, entry_), in_.sources[0].x.stride_channel, in_.grid, first_,
+               in_.sizes.positions, channels_, depth_);
+    cp_async_wait<0>();
+    tile.finish(nullptr, depth_);
+    __syncthreads();
+    store_outer<Way, kRows, kPitchRows>(fixed_tile_, hidden, query_channels_, channels_,
+                                        space.dscore + part_ * query_channels_ * channels_);
+  }
+
+  // Rows are keys: dx and, where there is a key map, dkeys and the part of dkey.
+  __device__ __forceinline__ void sum_keys() const {
+    const int groups = static_cast<int>(
+        max(ceil_div(channels_, Group), has_keys_ ? ceil_div(query_channels_, Shape::kKeyGroup) : int64_t{0}));
+#pragma unroll 1
+    for (int group = 0; group < groups; ++group) {
+      T sum[Shape::kGroupTiles][kTileElements];
+      clear_tiles(sum);
+      if (has_keys_) {
+        sum_projected_keys(group, sum);
+      } else {
+        stream([&](const Scores& p, const Scores& ds, Shared<Operand> queries, Shared<Operand> dr) {
+          add(p, dr, group * Group, depth_, sum);
+          add(ds, queries, group * Group, depth_, sum);
+        });
+        collect(sum);
+      }
+      store_dx(group * Group);
+    }
+    if (!has_keys_) return;
+    const BackwardSpace<Way>& space = in_.space[index_];
+    const Shared<Operand> columns = load_rows(space.dkeys, query_depth_);
+    cp_async_wait<0>();
+    __syncthreads();
+    store_outer<Way, kRows, kPitchRows>(fixed_tile_, columns, query_channels_, channels_,
+                                        space.dkey + part_ * query_channels_ * channels_);
+  }
+
+  // dkeys of a group, into the workspace, and then dx of a group, into slots_.
+  __device__ __forceinline__ void sum_projected_keys(int group, T (&sum)[Shape::kGroupTiles][kTileElements]) const {
+    const BackwardSpace<Way>& space = in_.space[index_];
+    const int first_key = group * Shape::kKeyGroup;
+    T of_keys[Shape::kKeyTiles][kTileElements];
+    clear_tiles(of_keys);
+    stream([&](const Scores& p, const Scores& ds, Shared<Operand> queries, Shared<Operand> dr) {
+      add(p, dr, group * Group, depth_, sum);
+      add(ds, queries, first_key, query_depth_, of_keys);
+    });
+    collect(of_keys);
+    for_each_part<kRows, 1>(max(0, min(Shape::kKeyGroup, query_depth_ - first_key)), [&](int i, int row) {
+      space.dkeys[operand_at(query_depth_, first_key + i, row)] = Way::operand(slots_[i * kPitchSlots + row]);
+    });
+    collect(sum);
+  }
+
+  // slots_[output][row] = sum, over all warps. With barriers before and after.
+  template <int Tiles>
+  __device__ __forceinline__ void collect(T (&sum)[Tiles][kTileElements]) const {
+    __syncthreads();
+    sum_over_warps<Way, KeyWarps>(sum, slots_);
+    __syncthreads();
+  }
+
+  __device__ __forceinline__ void store_dx(int first_channel) const {
+    const ColumnMap<T>& unfinished = in_.space[index_].dx;
+    if (unfinished.data != nullptr) {
+      store_group(unfinished, first_channel);
+    } else {
+      store_group(in_.dx[index_], first_channel);
+    }
+  }
+
+  // A group of channels from slots_.
+  template <class E>
+  __device__ __forceinline__ void store_group(const ColumnMap<E>& to, int first_channel) const {
+    const Global<E> plane = entry_of(to, in_.grid, entry_);
+    for_each_part<kRows, 1>(min(Group, channels_ - first_channel), [&](int i, int row) {
+      const int64_t channel = first_channel + i, position = first_ + row;
+      if (position < in_.sizes.positions)
+        plane[channel * to.stride_channel + in_.grid.offset(position)] = narrow<E>(slots_[i * kPitchSlots + row]);
+    });
+  }
+
+  // The place of a row of this block in an operand of the workspace.
+  __device__ __forceinline__ int64_t operand_at(int64_t channels, int64_t channel, int row) const {
+    return (entry_ * channels + channel) * padded_ + first_ + row;
+  }
+
+  // Starts to copy the rows of an operand that this block has just written, and if rows are keys the columns again; the
+  // place behind it.
+  __device__ __forceinline__ Shared<Operand> load_rows(Global<const Operand> from, int channels) const {
+    __syncthreads();
+    for_each_part<kRows, 16 / sizeof(Operand)>(channels, [&](int channel, int row) {
+      cp_async<16>(fixed_tile_ + (channel * kPitchRows + row), from + operand_at(channels, channel, row));
+    });
+    cp_async_commit();
+    return fixed_tile_ + channels * kPitchRows;
+  }
+
+  const AttentionBackwardArguments<S, Way>& in_;
+  int stages_, channels_, depth_, query_channels_, query_depth_, index_;
+  int64_t padded_, part_, entry_, first_;
+  bool rows_are_keys_, has_keys_;
+  Side fixed_, stream_;
+  Shared<Operand> fixed_tile_, stream_tile_, scratch_;
+  Shared<T> slots_, column_terms_;
+};
+
+template <class S, class Way, int KeyWarps, int Group>
+__global__ void __launch_bounds__(kAttentionThreads, 2)
+    attention_backward_attend_kernel(AttentionBackwardArguments<S, Way> in, int stages) {
+  if constexpr (served_here<S, Way>()) {
+    AttendBlock<S, Way, KeyWarps, Group>(in, stages).run();
+  } else {
+    __trap();
+  }
+}
+
+}  // namespace fastsam::cuda

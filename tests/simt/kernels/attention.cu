@@ -1,0 +1,207 @@
+// The attention operators with the launches that they have on a device. Fields are the members of the call in their
+// order, as fastsam/ops/_attention/native.py gives them.
+#include "fastsam/attention_backward_launch.cuh"
+#include "simt/launch.h"
+
+namespace fastsam::cuda {
+namespace {
+
+struct HarnessPlatform {
+  template <class T>
+  Global<const T> input(const T* address, int64_t count, const char* name) const {
+    return simt::input(address, count, name);
+  }
+
+  template <class T>
+  Global<T> output(T* address, int64_t count, const char* name) const {
+    return simt::output(address, count, name);
+  }
+
+  template <class... Parameters, class... Arguments>
+  void start(const char* name, const LaunchShape& shape, void (*kernel)(Parameters...),
+             const Arguments&... arguments) const {
+    if (shape.grid.x > 0) simt::launch(name, kernel, {shape.grid, shape.block, shape.shared_bytes}, arguments...);
+  }
+};
+
+class Fields {
+ public:
+  explicit Fields(const int64_t* fields) : next_(fields) {}
+
+  int64_t number() { return *next_++; }
+
+  template <class T>
+  void read(T*& address) {
+    address = reinterpret_cast<T*>(number());
+  }
+
+  template <class T>
+  void read(Map<T>& map) {
+    read(map.data);
+    map.stride_batch = number();
+    map.stride_channel = number();
+  }
+
+  template <class Call>
+  void inputs(Call& call) {
+    call.sizes = {number(), number(), number(), number(), {number(), number(), number()}};
+    call.source_count = static_cast<int>(number());
+    for (int s = 0; s < call.source_count; ++s) {
+      auto& source = call.sources[s];
+      read(source.x);
+      source.query_channels = number();
+      read(source.score);
+      read(source.score_bias);
+      read(source.value);
+      read(source.key);
+    }
+  }
+
+  template <class Call>
+  void contexts(Call& call) {
+    for (int s = 0; s < call.source_count; ++s) read(call.r[s]);
+    for (int s = 0; s < call.source_count; ++s) read(call.lse[s]);
+    for (int s = 0; s < call.source_count; ++s) read(call.shift[s]);
+  }
+
+ private:
+  const int64_t* next_;
+};
+
+Launch on_card(int64_t capability, int64_t multiprocessors, int64_t is_tf32) {
+  return {0, nullptr, static_cast<int>(capability), static_cast<int>(multiprocessors),
+          is_tf32 != 0 ? Precision::kTf32 : Precision::kFloat32};
+}
+
+template <class S>
+const char* forward(const int64_t* address, const Launch& launch) {
+  return simt::run([&] {
+    Fields fields(address);
+    AttentionForward<S> call = {};
+    fields.inputs(call);
+    fields.read(call.value_bias);
+    fields.read(call.z);
+    fields.contexts(call);
+    attention_forward_on(HarnessPlatform(), call, launch);
+  });
+}
+
+template <class S>
+const char* gates(const int64_t* address, const Launch& launch) {
+  return simt::run([&] {
+    Fields fields(address);
+    AttentionGatesForward<S> call = {};
+    fields.inputs(call.attention);
+    fields.read(call.attention.value_bias);
+    fields.read(call.attention.z);
+    fields.contexts(call.attention);
+    fields.read(call.m);
+    fields.read(call.pointwise);
+    fields.read(call.bias);
+    fields.read(call.h_hat);
+    fields.read(call.m_new);
+    attention_gates_forward_on(HarnessPlatform(), call, launch);
+  });
+}
+
+template <class S>
+const char* backward(const int64_t* address, void* workspace, int64_t bytes, const Launch& launch) {
+  return simt::run([&] {
+    Fields fields(address);
+    AttentionBackward<S> call = {};
+    fields.inputs(call);
+    fields.read(call.dz);
+    fields.contexts(call);
+    for (int s = 0; s < call.source_count; ++s) {
+      AttentionGradients<S>& out = call.gradients[s];
+      fields.read(out.x);
+      fields.read(out.score);
+      fields.read(out.score_bias);
+      fields.read(out.value);
+      fields.read(out.key);
+    }
+    fields.read(call.dvalue_bias);
+    const int64_t needed = attention_backward_bytes(call, launch);
+    if (bytes < needed) {
+      throw std::runtime_error("a workspace of " + std::to_string(bytes) + " bytes, needed are " +
+                               std::to_string(needed));
+    }
+    attention_backward_on(HarnessPlatform(), call, workspace, launch);
+  });
+}
+
+// Launches of a call whose addresses are not used, but for those of the key maps, which are nullptr or not. plan: blocks
+// and shared bytes of each launch; then stages, and rows of a block.
+template <class S>
+const char* plan_forward(const int64_t* address, int64_t* plan, const Launch& launch) {
+  return simt::run([&] {
+    AttentionForward<S> call = {};
+    Fields(address).inputs(call);
+    const auto description = [&] { return describe_attention("forward", call.sizes, call.source_count); };
+    described(description, launch, [&] {
+      with_forward_plan(call, false, launch, [&](auto, const auto& chosen) {
+        using Plan = std::decay_t<decltype(chosen)>;
+        for (const int64_t value : {chosen.blocks, chosen.shared_bytes + Plan::kStaticBytes,
+                                    int64_t{chosen.stages}, int64_t{Plan::Shape::kRows}})
+          *plan++ = value;
+      });
+    });
+  });
+}
+
+// The same, and then the bytes of the workspace.
+template <class S>
+const char* plan_backward(const int64_t* address, int64_t* plan, const Launch& launch) {
+  return simt::run([&] {
+    AttentionBackward<S> call = {};
+    Fields(address).inputs(call);
+    const auto description = [&] { return describe_attention("backward", call.sizes, call.source_count); };
+    described(description, launch, [&] {
+      with_backward_plan<S>(call, launch, [&](auto, const auto& chosen) {
+        using Plan = std::decay_t<decltype(chosen)>;
+        const int64_t sources = call.source_count;
+        for (const int64_t value :
+             {chosen.prepare_blocks * sources, chosen.prepare_bytes, 2 * chosen.attend_blocks * sources,
+              chosen.attend_bytes, chosen.attend_blocks, chosen.finish_bytes + Plan::kStaticBytes,
+              int64_t{chosen.stages}, int64_t{Plan::Shape::kRows}})
+          *plan++ = value;
+      });
+      *plan = attention_backward_bytes(call, launch);
+    });
+  });
+}
+
+}  // namespace
+}  // namespace fastsam::cuda
+
+#define DEFINE(S, name)                                                                                            \
+  extern "C" const char* forward_##name(const int64_t* fields, int64_t capability, int64_t multiprocessors,        \
+                                        int64_t is_tf32) {                                                         \
+    return fastsam::cuda::forward<S>(fields, fastsam::cuda::on_card(capability, multiprocessors, is_tf32));        \
+  }                                                                                                                \
+  extern "C" const char* plan_forward_##name(const int64_t* fields, int64_t* plan, int64_t capability,             \
+                                             int64_t multiprocessors, int64_t is_tf32) {                           \
+    return fastsam::cuda::plan_forward<S>(fields, plan,                                                            \
+                                          fastsam::cuda::on_card(capability, multiprocessors, is_tf32));           \
+  }                                                                                                                \
+  extern "C" const char* plan_backward_##name(const int64_t* fields, int64_t* plan, int64_t capability,            \
+                                              int64_t multiprocessors, int64_t is_tf32) {                          \
+    return fastsam::cuda::plan_backward<S>(fields, plan,                                                           \
+                                           fastsam::cuda::on_card(capability, multiprocessors, is_tf32));          \
+  }                                                                                                                \
+  extern "C" const char* gates_##name(const int64_t* fields, int64_t capability, int64_t multiprocessors,          \
+                                      int64_t is_tf32) {                                                           \
+    return fastsam::cuda::gates<S>(fields, fastsam::cuda::on_card(capability, multiprocessors, is_tf32));          \
+  }                                                                                                                \
+  extern "C" const char* backward_##name(const int64_t* fields, void* workspace, int64_t bytes, int64_t capability,\
+                                         int64_t multiprocessors, int64_t is_tf32) {                               \
+    return fastsam::cuda::backward<S>(fields, workspace, bytes,                                                    \
+                                      fastsam::cuda::on_card(capability, multiprocessors, is_tf32));               \
+  }
+
+DEFINE(float, float32)
+#ifndef __CUDACC__  // csrc/cuda/attention_*.cu compile the others for devices, which takes a while
+DEFINE(double, float64)
+DEFINE(fastsam::float16, float16)
+DEFINE(fastsam::bfloat16, bfloat16)
+#endif
