@@ -10,15 +10,6 @@
 namespace fastsam::cuda {
 namespace {
 
-// Calls use() with the first of the products that serves the device.
-template <class S, class Use, class Product, class... Others>
-auto with_first(const Launch& launch, Use use, Product product, Others... others) {
-  if constexpr (sizeof...(Others) > 0) {
-    if (!Product::template serves<DeviceType<S>>(launch.capability)) return with_first<S>(launch, use, others...);
-  }
-  return use(product);
-}
-
 // Calls use() with a Product: the fastest that the device has for S and the wanted precision.
 template <class S, class Use>
 auto with_product(const Launch& launch, Use use) {
@@ -28,12 +19,12 @@ auto with_product(const Launch& launch, Use use) {
     return use(FmaProduct<double, kColumns>());
   } else if constexpr (std::is_same_v<S, float>) {
     if (launch.precision != Precision::kTf32) return use(FmaProduct<float, kColumns>());
-    return with_first<S>(launch, use, Tf32Product<kColumns>(), FmaProduct<float, kColumns>());
+    return with_first_served<S>(launch, use, Tf32Product<kColumns>(), FmaProduct<float, kColumns>());
   } else if constexpr (std::is_same_v<S, float16>) {
-    return with_first<S>(launch, use, HalfProduct<Device, 16, kColumns>(), HalfProduct<Device, 8, kColumns>(),
-                         FmaProduct<float, kColumns>());
+    return with_first_served<S>(launch, use, HalfProduct<Device, 16, kColumns>(), HalfProduct<Device, 8, kColumns>(),
+                                FmaProduct<float, kColumns>());
   } else {
-    return with_first<S>(launch, use, HalfProduct<Device, 16, kColumns>(), FmaProduct<float, kColumns>());
+    return with_first_served<S>(launch, use, HalfProduct<Device, 16, kColumns>(), FmaProduct<float, kColumns>());
   }
 }
 

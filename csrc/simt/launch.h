@@ -108,4 +108,22 @@ void launch(const char* name, void (*kernel)(Parameters...), const LaunchShape& 
 
 #endif
 
+// Where the host's part of an operator runs its kernels in tests; fastsam/launch.cuh has the one for devices.
+struct Platform {
+  template <class T>
+  auto input(const T* address, int64_t count, const char* name) const {
+    return simt::input(address, count, name);
+  }
+
+  template <class T>
+  auto output(T* address, int64_t count, const char* name) const {
+    return simt::output(address, count, name);
+  }
+
+  template <class Shape = LaunchShape, class... Parameters, class... Arguments>
+  void start(const char* name, const Shape& shape, void (*kernel)(Parameters...), const Arguments&... arguments) const {
+    if (shape.grid.x > 0) launch(name, kernel, {shape.grid, shape.block, shape.shared_bytes}, arguments...);
+  }
+};
+
 }  // namespace fastsam::simt

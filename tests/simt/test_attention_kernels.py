@@ -54,10 +54,10 @@ SHAPES: dict[str, tuple[str, dict[str, Any]]] = {
 
 
 def draws_of(shape: str, way: Way, **options: Any) -> list[Arguments]:
-    """Enough of them that the gradient of the score bias, which is the smallest, has a few dozen numbers in all."""
+    """So many that the gradient of the score bias, which is the smallest, has some numbers in all."""
     operator, of_shape = SHAPES[shape]
     numbers = of_shape.get("keys", of_shape["channels"])
-    count = 1 if way.dtype == torch.float64 else max(2, math.ceil(24 / numbers))
+    count = 1 if way.dtype == torch.float64 else max(2, math.ceil(16 / numbers))
     return [make(operator, way, seed, **{**of_shape, **options}) for seed in range(count)]
 
 
@@ -97,7 +97,7 @@ ROWS = pytest.mark.parametrize("multiprocessors", [1, MANY], ids=["64_rows", "16
     ("shape", "multiprocessors"), [("projected", 1), ("folded", MANY)], ids=["projected-64_rows", "folded-16_rows"]
 )
 def test_in_any_order(kernels: Kernels, way: Way, shape: str, multiprocessors: int) -> None:
-    check(kernels, way, draws_of(shape, way)[:2], multiprocessors)
+    check(kernels, way, draws_of(shape, way)[:1], multiprocessors)
 
 
 @MAIN

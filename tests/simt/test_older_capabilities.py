@@ -16,6 +16,10 @@ from kernel_build import INCLUDE_DIRS
 from build_support.settings import Unavailable
 
 STANDARD_LIBRARY = {
+    "cmath": """
+        #pragma once
+        #define INFINITY __int_as_float(0x7f800000)
+        """,
     "cstdint": """
         #pragma once
         typedef signed char int8_t; typedef short int16_t; typedef int int32_t; typedef long long int64_t;
@@ -84,6 +88,26 @@ KERNELS = {
         template __global__ void separable_gates_backward_channels_kernel<__nv_bfloat16, float>(
             GateInputs<__nv_bfloat16>, GateChannels, int64_t, GateWorkspace<float, float>,
             GateInputGradients<__nv_bfloat16>, GateWeightGradients<float>);
+        }
+        """,
+    # nvcc includes <cmath> by itself.
+    "attention": """
+        #include <cmath>
+        #include "fastsam/attention_attend.cuh"
+        #include "fastsam/attention_finish.cuh"
+        namespace fastsam::cuda {
+        using Way = WarpFma<float>;
+        #define KERNELS(S, KeyWarps)                                                               \\
+          template __global__ void attention_forward_kernel<S, Way, KeyWarps, 64>(                 \\
+              AttentionForwardArguments<S>, int);                                                  \\
+          template __global__ void attention_backward_prepare_kernel<S, Way, KeyWarps, 64>(        \\
+              AttentionBackwardArguments<S, Way>);                                                 \\
+          template __global__ void attention_backward_attend_kernel<S, Way, KeyWarps, 64>(         \\
+              AttentionBackwardArguments<S, Way>, int);                                            \\
+          template __global__ void attention_backward_finish_kernel<S, Way, KeyWarps, 64>(         \\
+              AttentionBackwardArguments<S, Way>, AttentionSums<float>, int64_t);
+        KERNELS(float, 1)
+        KERNELS(__half, 4)
         }
         """,
 }

@@ -363,8 +363,12 @@ class ForwardBlock {
   Softmax softmax_;
 };
 
+// Blocks that are to find room on a multiprocessor: the registers of small ones with few sums do for three.
+template <int KeyWarps, int Group>
+constexpr int kForwardBlocks = KeyWarps > 1 && Group == 64 ? 3 : 2;
+
 template <class S, class Way, int KeyWarps, int Group>
-__global__ void __launch_bounds__(kAttentionThreads, 2)
+__global__ void __launch_bounds__(kAttentionThreads, kForwardBlocks<KeyWarps, Group>)
     attention_forward_kernel(AttentionForwardArguments<S> in, int stages) {
   if constexpr (served_here<S, Way>()) {
     ForwardBlock<S, Way, KeyWarps, Group>(in, stages).run();

@@ -70,7 +70,7 @@ struct BackwardShape : BlockShape<KeyWarps> {
 
   static int64_t prepare_bytes(int64_t channels, int64_t value_channels) {
     const int64_t depth = padded_depth(channels), wide = larger(depth, padded_depth(value_channels));
-    return shared_bytes<T>(depth) + shared_bytes<T>(KeyWarps * kRows) + shared_bytes<Operand>(wide * kPitchRows) +
+    return shared_bytes<T>(depth) + shared_bytes<Operand>(wide * kPitchRows) +
            shared_bytes<Operand>(depth * kPitchRows) +
            shared_bytes<Operand>(map_stage_size<Way, KeyWarps, kMapTiles>());
   }
@@ -139,7 +139,6 @@ class PrepareBlock {
     first_ = part_ % tiles * kRows;
     SharedArena arena;
     shift_ = arena.take<T>(padded_depth(in.sizes.channels), "shift");
-    delta_ = arena.take<T>(KeyWarps * kRows, "delta");
     const int64_t depth = padded_depth(in.sizes.channels), value_depth = padded_depth(in.sizes.value_channels);
     in_tile_ = arena.take<Operand>((depth < value_depth ? value_depth : depth) * kPitch, "inputs");
     r_ = arena.take<Operand>(depth * kPitch, "R");
@@ -171,7 +170,7 @@ class PrepareBlock {
       map(
           depth, query_depth,
           [&](int64_t d, int64_t channel) { return matrix_at(source.key, query_channels, channels, d, channel); },
-          [&](int64_t d, int row, T value, int) { space.keys[at(query_depth, d, row)] = Way::operand(value); });
+          [&](int64_t d, int row, T value) { space.keys[at(query_depth, d, row)] = Way::operand(value); });
     }
 
     __syncthreads();
@@ -179,7 +178,7 @@ class PrepareBlock {
     map(
         depth, query_depth,
         [&](int64_t d, int64_t channel) { return matrix_at(source.score, query_channels, channels, d, channel); },
-        [&](int64_t d, int row, T value, int) {
+        [&](int64_t d, int row, T value) {
           if (d < query_channels) value += __ldg(source.score_bias + d);
           space.query[at(query_depth, d, row)] = Way::operand(value);
         });
@@ -187,18 +186,13 @@ class PrepareBlock {
     __syncthreads();
     load(in_.dz, static_cast<int>(sizes.value_channels), value_depth, nullptr);
     load_r(depth);
-    T delta[Way::kLaneRows] = {};
     map(
         value_depth, depth,
         [&](int64_t channel, int64_t output) {
           return matrix_at(source.value, sizes.value_channels, channels, output, channel);
         },
-        [&](int64_t channel, int row, T value, int row_index) {
-          const Operand rounded = Way::operand(value);
-          space.dr[at(depth, channel, row)] = rounded;
-          delta[row_index] += widen(rounded) * r_at(channel, row);
-        });
-    store_rows(delta);
+        [&](int64_t channel, int row, T value) { space.dr[at(depth, channel, row)] = Way::operand(value); });
+    store_rows();
     store_outer<Way, kRows, kPitch>(in_tile_, r_, sizes.value_channels, channels,
                                     space.dvalue + part_ * sizes.value_channels * channels);
     if (index_ == 0) sum_dz();
@@ -236,7 +230,7 @@ class PrepareBlock {
     });
   }
 
-  // use(output, row, value, index of the row) for the outputs of a map of the tile; starts with a barrier.
+  // use(output, row, value) for the outputs of a map of the tile; starts with a barrier.
   template <class Weight, class Use>
   __device__ __forceinline__ void map(int64_t depth, int64_t outputs, Weight weight, Use use) const {
     constexpr int kTiles = Shape::kMapTiles, kOutputs = kMapOutputs<Way, KeyWarps, kTiles>;
@@ -251,28 +245,28 @@ class PrepareBlock {
         for (int e = 0; e < kTileElements; ++e) {
           const int64_t output = first + (Shape::key_warp() * kTiles + tile) * kTileColumns + Way::column(e);
           const int row = Shape::first_row() + Way::row(e);
-          if (output < outputs) use(output, row, sum[tile][e], Way::row_index(e));
+          if (output < outputs) use(output, row, sum[tile][e]);
         }
       }
     }
   }
 
-  // delta, summed over the lanes and warps of a row, and lse: infinite beyond the map, so that P is 0 there.
-  __device__ __forceinline__ void store_rows(const T (&delta)[Way::kLaneRows]) const {
-    for_each_row<Way>([&](int index, int row) {
-      const T sum = sum_of_row<Way>(delta[index]);
-      if (Way::column(0) == 0) delta_[Shape::key_warp() * kRows + Shape::first_row() + row] = sum;
-    });
+  // delta, and lse: infinite beyond the map, so that P is 0 there. Terms are added one channel after the other, as
+  // ordinary multiply-adds do for dP: where one key takes all of the softmax both are the same to the last bit, and
+  // nothing reaches the scores.
+  __device__ __forceinline__ void store_rows() const {
     __syncthreads();
-    const int64_t positions = in_.sizes.positions;
+    const BackwardSpace<Way>& space = in_.space[index_];
+    const int64_t positions = in_.sizes.positions, depth = padded_depth(in_.sizes.channels);
     for (int row = threadIdx.x; row < kRows; row += kAttentionThreads) {
       const int64_t to = entry_ * padded_positions(positions) + first_ + row;
-      T sum = delta_[row], lse = INFINITY;
-#pragma unroll
-      for (int warp = 1; warp < KeyWarps; ++warp) sum += delta_[warp * kRows + row];
+      T sum = T(0), lse = INFINITY;
+#pragma unroll 8
+      for (int64_t channel = 0; channel < in_.sizes.channels; ++channel)
+        sum += widen(space.dr[at(depth, channel, row)]) * r_at(channel, row);
       if (first_ + row < positions) lse = __ldg(in_.lse[index_] + (entry_ * positions + first_ + row));
-      in_.space[index_].delta[to] = sum;
-      in_.space[index_].lse[to] = lse;
+      space.delta[to] = sum;
+      space.lse[to] = lse;
     }
   }
 
@@ -295,7 +289,7 @@ class PrepareBlock {
   const AttentionBackwardArguments<S, Way>& in_;
   int64_t part_, entry_, first_;
   int index_;
-  Shared<T> shift_, delta_;
+  Shared<T> shift_;
   Shared<Operand> in_tile_, r_, stage_;
 };
 

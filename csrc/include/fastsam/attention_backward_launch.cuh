@@ -122,6 +122,7 @@ auto with_backward_plan(const AttentionBackward<S>& call, const Launch& launch, 
   return with_way<S>(launch, [&](auto way) {
     using Way = decltype(way);
     return with_backward_shape<S, Way>(call, launch, [&](const auto& plan) {
+      check_value_channels(call.sizes);
       check_shared_memory(plan.fits, plan.most_bytes, launch);
       return use(way, plan);
     });

@@ -133,7 +133,7 @@ class GatedBlock : public ForwardBlock<S, Way, KeyWarps, Group> {
 };
 
 template <class S, class Way, int KeyWarps, int Group>
-__global__ void __launch_bounds__(kAttentionThreads, 2)
+__global__ void __launch_bounds__(kAttentionThreads, kForwardBlocks<KeyWarps, Group>)
     attention_gates_forward_kernel(AttentionGatesArguments<S> in, int stages) {
   if constexpr (served_here<S, Way>()) {
     GatedBlock<S, Way, KeyWarps, Group>(in, stages).run();

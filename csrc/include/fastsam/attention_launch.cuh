@@ -53,31 +53,30 @@ struct ForwardPlan {
 
   // Sums of rows, and what the warps of a row have in common.
   static constexpr int64_t kStaticBytes =
-      (Shape::kRows + 2 * kAttentionWarps * kWarpRows) * sizeof(typename Way::Accumulator) + 3 * 16;
+      (Shape::kRows + 2 * kAttentionWarps * kWarpRows) * sizeof(typename Way::Accumulator) + 4 * 16;
 
   bool fits, serves;
   int stages;
   int64_t blocks, shared_bytes;
 };
 
-inline void check_shared_memory(bool serves, int64_t bytes, const Launch& launch) {
-  if (serves) return;
-  throw LaunchError("needs at most 256 value channels and " + std::to_string(bytes / 1024 + 1) +
-                    " KiB of shared memory a block; code for capability " + std::to_string(launch.capability / 10) +
-                    "." + std::to_string(launch.capability % 10) + " has " +
+inline void check_shared_memory(bool fits, int64_t bytes, const Launch& launch) {
+  if (fits) return;
+  throw LaunchError("needs " + std::to_string(ceil_div(bytes, 1024)) + " KiB of shared memory a block; code for " +
+                    "capability " + std::to_string(launch.capability / 10) + "." +
+                    std::to_string(launch.capability % 10) + " has " +
                     std::to_string(most_shared_bytes(launch.capability) / 1024) +
                     " KiB: use fewer channels, or fastsam.backend(\"eager\")");
 }
 
-// Calls use() with the first way to multiply that the device has for S and the wanted precision.
-template <class S, class Use, class Way, class... Others>
-auto with_first_way(const Launch& launch, Use use, Way way, Others... others) {
-  if constexpr (sizeof...(Others) > 0) {
-    if (!Way::template serves<DeviceType<S>>(launch.capability)) return with_first_way<S>(launch, use, others...);
-  }
-  return use(way);
+inline void check_value_channels(const AttentionSizes& sizes) {
+  constexpr int64_t kMost = 256;
+  if (sizes.value_channels <= kMost) return;
+  throw LaunchError("serves at most " + std::to_string(kMost) + " value channels: use fewer, or " +
+                    "fastsam.backend(\"eager\")");
 }
 
+// Calls use() with the fastest way to multiply that the device has for S and the wanted precision.
 template <class S, class Use>
 auto with_way(const Launch& launch, Use use) {
   using Device = DeviceType<S>;
@@ -85,17 +84,17 @@ auto with_way(const Launch& launch, Use use) {
     return use(WarpFma<double>());
   } else if constexpr (std::is_same_v<S, float>) {
     if (launch.precision != Precision::kTf32) return use(WarpFma<float>());
-    return with_first_way<S>(launch, use, WarpTf32(), WarpFma<float>());
+    return with_first_served<S>(launch, use, WarpTf32(), WarpFma<float>());
   } else if constexpr (std::is_same_v<S, float16>) {
-    return with_first_way<S>(launch, use, WarpHalf<Device, 16>(), WarpHalf<Device, 8>(), WarpFma<float>());
+    return with_first_served<S>(launch, use, WarpHalf<Device, 16>(), WarpHalf<Device, 8>(), WarpFma<float>());
   } else {
-    return with_first_way<S>(launch, use, WarpHalf<Device, 16>(), WarpFma<float>());
+    return with_first_served<S>(launch, use, WarpHalf<Device, 16>(), WarpFma<float>());
   }
 }
 
-// Calls use(plan) with the kernel for this call: 64 queries a block where that gives every multiprocessor a block, else
-// 16, which take two to three times the instructions a query (csrc/README.md); 64 channels at a time, 128 where there
-// are more, and in double, which has twice the registers a number, 32.
+// Calls use(plan) with the kernel for this call: 64 queries a block where that keeps three of four multiprocessors
+// busy, else 16, which take two to three times the instructions a query (csrc/README.md); 64 channels at a time, 128
+// where there are more, and in double, which has twice the registers a number, 32.
 template <class S, class Way, class Use>
 void with_forward_shape(const AttentionForward<S>& call, bool has_gates, const Launch& launch, Use use) {
   const bool narrow = call.sizes.channels <= 64 && call.sizes.value_channels <= 64;
@@ -118,7 +117,8 @@ template <class S, class Use>
 void with_forward_plan(const AttentionForward<S>& call, bool has_gates, const Launch& launch, Use use) {
   with_way<S>(launch, [&](auto way) {
     with_forward_shape<S, decltype(way)>(call, has_gates, launch, [&](const auto& plan) {
-      check_shared_memory(plan.serves, plan.shared_bytes, launch);
+      check_value_channels(call.sizes);
+      check_shared_memory(plan.serves, plan.shared_bytes + plan.kStaticBytes, launch);
       use(way, plan);
     });
   });

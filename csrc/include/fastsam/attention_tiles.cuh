@@ -5,6 +5,8 @@
 // share out the columns of each tile that streams past.
 #pragma once
 
+#include <cmath>
+
 #include "fastsam/block_product.cuh"
 #include "fastsam/launch.cuh"
 #include "fastsam/warp_product.cuh"
@@ -175,18 +177,23 @@ __device__ __forceinline__ void sample_means(Global<const S> plane, int64_t stri
   for (int i = 0; i < kLoads; ++i) {
     const int sample = lane_of_warp() + i * kWarp;
     const int64_t position = positions <= kSamples ? sample : sample / kGroup * distance + sample % kGroup;
-    offsets[i] = sample < count ? grid.offset(position) : -1;
+    offsets[i] = sample < count ? grid.offset(position) : 0;
   }
 #pragma unroll 1
   for (int first = static_cast<int>(threadIdx.x) / kWarp * kAtOnce; first < depth; first += kAttentionWarps * kAtOnce) {
-    T sums[kAtOnce];
+    T values[kAtOnce][kLoads], sums[kAtOnce];
+#pragma unroll
+    for (int c = 0; c < kAtOnce; ++c) {
+      const Global<const S> from = plane + static_cast<int64_t>(min(first + c, channels - 1)) * stride_channel;
+#pragma unroll
+      for (int i = 0; i < kLoads; ++i) values[c][i] = widen(__ldg(from + offsets[i]));
+    }
 #pragma unroll
     for (int c = 0; c < kAtOnce; ++c) {
       sums[c] = T(0);
 #pragma unroll
       for (int i = 0; i < kLoads; ++i) {
-        if (first + c < channels && offsets[i] >= 0)
-          sums[c] += widen(__ldg(plane + ((first + c) * stride_channel + offsets[i])));
+        if (first + c < channels && lane_of_warp() + i * kWarp < count) sums[c] += values[c][i];
       }
     }
 #pragma unroll

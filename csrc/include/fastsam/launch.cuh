@@ -49,6 +49,15 @@ constexpr int64_t parts_to_fill(int64_t blocks, int64_t tasks, int64_t size, int
   return wanted < most ? wanted : most;
 }
 
+// Calls use() with the first of these ways to multiply that serves maps of S on the device; the last one serves all.
+template <class S, class Use, class Way, class... Others>
+auto with_first_served(const Launch& launch, Use use, Way way, Others... others) {
+  if constexpr (sizeof...(Others) > 0) {
+    if (!Way::template serves<DeviceType<S>>(launch.capability)) return with_first_served<S>(launch, use, others...);
+  }
+  return use(way);
+}
+
 struct LaunchShape {
   dim3 grid;
   dim3 block;

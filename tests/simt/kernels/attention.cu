@@ -6,24 +6,6 @@
 namespace fastsam::cuda {
 namespace {
 
-struct HarnessPlatform {
-  template <class T>
-  Global<const T> input(const T* address, int64_t count, const char* name) const {
-    return simt::input(address, count, name);
-  }
-
-  template <class T>
-  Global<T> output(T* address, int64_t count, const char* name) const {
-    return simt::output(address, count, name);
-  }
-
-  template <class... Parameters, class... Arguments>
-  void start(const char* name, const LaunchShape& shape, void (*kernel)(Parameters...),
-             const Arguments&... arguments) const {
-    if (shape.grid.x > 0) simt::launch(name, kernel, {shape.grid, shape.block, shape.shared_bytes}, arguments...);
-  }
-};
-
 class Fields {
  public:
   explicit Fields(const int64_t* fields) : next_(fields) {}
@@ -82,7 +64,7 @@ const char* forward(const int64_t* address, const Launch& launch) {
     fields.read(call.value_bias);
     fields.read(call.z);
     fields.contexts(call);
-    attention_forward_on(HarnessPlatform(), call, launch);
+    attention_forward_on(simt::Platform(), call, launch);
   });
 }
 
@@ -100,7 +82,7 @@ const char* gates(const int64_t* address, const Launch& launch) {
     fields.read(call.bias);
     fields.read(call.h_hat);
     fields.read(call.m_new);
-    attention_gates_forward_on(HarnessPlatform(), call, launch);
+    attention_gates_forward_on(simt::Platform(), call, launch);
   });
 }
 
@@ -126,12 +108,12 @@ const char* backward(const int64_t* address, void* workspace, int64_t bytes, con
       throw std::runtime_error("a workspace of " + std::to_string(bytes) + " bytes, needed are " +
                                std::to_string(needed));
     }
-    attention_backward_on(HarnessPlatform(), call, workspace, launch);
+    attention_backward_on(simt::Platform(), call, workspace, launch);
   });
 }
 
-// Launches of a call whose addresses are not used, but for those of the key maps, which are nullptr or not. plan: blocks
-// and shared bytes of each launch; then stages, and rows of a block.
+// Launches of a call whose addresses are not used, but for those of the key maps, which are nullptr or not. plan:
+// blocks and shared bytes of each launch; then stages, and rows of a block.
 template <class S>
 const char* plan_forward(const int64_t* address, int64_t* plan, const Launch& launch) {
   return simt::run([&] {
@@ -141,8 +123,8 @@ const char* plan_forward(const int64_t* address, int64_t* plan, const Launch& la
     described(description, launch, [&] {
       with_forward_plan(call, false, launch, [&](auto, const auto& chosen) {
         using Plan = std::decay_t<decltype(chosen)>;
-        for (const int64_t value : {chosen.blocks, chosen.shared_bytes + Plan::kStaticBytes,
-                                    int64_t{chosen.stages}, int64_t{Plan::Shape::kRows}})
+        for (const int64_t value : {chosen.blocks, chosen.shared_bytes + Plan::kStaticBytes, int64_t{chosen.stages},
+                                    int64_t{Plan::Shape::kRows}})
           *plan++ = value;
       });
     });
@@ -174,29 +156,28 @@ const char* plan_backward(const int64_t* address, int64_t* plan, const Launch& l
 }  // namespace
 }  // namespace fastsam::cuda
 
-#define DEFINE(S, name)                                                                                            \
-  extern "C" const char* forward_##name(const int64_t* fields, int64_t capability, int64_t multiprocessors,        \
-                                        int64_t is_tf32) {                                                         \
-    return fastsam::cuda::forward<S>(fields, fastsam::cuda::on_card(capability, multiprocessors, is_tf32));        \
-  }                                                                                                                \
-  extern "C" const char* plan_forward_##name(const int64_t* fields, int64_t* plan, int64_t capability,             \
-                                             int64_t multiprocessors, int64_t is_tf32) {                           \
-    return fastsam::cuda::plan_forward<S>(fields, plan,                                                            \
-                                          fastsam::cuda::on_card(capability, multiprocessors, is_tf32));           \
-  }                                                                                                                \
-  extern "C" const char* plan_backward_##name(const int64_t* fields, int64_t* plan, int64_t capability,            \
-                                              int64_t multiprocessors, int64_t is_tf32) {                          \
-    return fastsam::cuda::plan_backward<S>(fields, plan,                                                           \
-                                           fastsam::cuda::on_card(capability, multiprocessors, is_tf32));          \
-  }                                                                                                                \
-  extern "C" const char* gates_##name(const int64_t* fields, int64_t capability, int64_t multiprocessors,          \
-                                      int64_t is_tf32) {                                                           \
-    return fastsam::cuda::gates<S>(fields, fastsam::cuda::on_card(capability, multiprocessors, is_tf32));          \
-  }                                                                                                                \
-  extern "C" const char* backward_##name(const int64_t* fields, void* workspace, int64_t bytes, int64_t capability,\
-                                         int64_t multiprocessors, int64_t is_tf32) {                               \
-    return fastsam::cuda::backward<S>(fields, workspace, bytes,                                                    \
-                                      fastsam::cuda::on_card(capability, multiprocessors, is_tf32));               \
+#define DEFINE(S, name)                                                                                                \
+  extern "C" const char* forward_##name(const int64_t* fields, int64_t capability, int64_t multiprocessors,            \
+                                        int64_t is_tf32) {                                                             \
+    return fastsam::cuda::forward<S>(fields, fastsam::cuda::on_card(capability, multiprocessors, is_tf32));            \
+  }                                                                                                                    \
+  extern "C" const char* plan_forward_##name(const int64_t* fields, int64_t* plan, int64_t capability,                 \
+                                             int64_t multiprocessors, int64_t is_tf32) {                               \
+    return fastsam::cuda::plan_forward<S>(fields, plan, fastsam::cuda::on_card(capability, multiprocessors, is_tf32)); \
+  }                                                                                                                    \
+  extern "C" const char* plan_backward_##name(const int64_t* fields, int64_t* plan, int64_t capability,                \
+                                              int64_t multiprocessors, int64_t is_tf32) {                              \
+    return fastsam::cuda::plan_backward<S>(fields, plan,                                                               \
+                                           fastsam::cuda::on_card(capability, multiprocessors, is_tf32));              \
+  }                                                                                                                    \
+  extern "C" const char* gates_##name(const int64_t* fields, int64_t capability, int64_t multiprocessors,              \
+                                      int64_t is_tf32) {                                                               \
+    return fastsam::cuda::gates<S>(fields, fastsam::cuda::on_card(capability, multiprocessors, is_tf32));              \
+  }                                                                                                                    \
+  extern "C" const char* backward_##name(const int64_t* fields, void* workspace, int64_t bytes, int64_t capability,    \
+                                         int64_t multiprocessors, int64_t is_tf32) {                                   \
+    return fastsam::cuda::backward<S>(fields, workspace, bytes,                                                        \
+                                      fastsam::cuda::on_card(capability, multiprocessors, is_tf32));                   \
   }
 
 DEFINE(float, float32)

@@ -7,24 +7,6 @@
 namespace fastsam::cuda {
 namespace {
 
-struct HarnessPlatform {
-  template <class T>
-  Global<const T> input(const T* address, int64_t count, const char* name) const {
-    return simt::input(address, count, name);
-  }
-
-  template <class T>
-  Global<T> output(T* address, int64_t count, const char* name) const {
-    return simt::output(address, count, name);
-  }
-
-  template <class... Parameters, class... Arguments>
-  void start(const char* name, const LaunchShape& shape, void (*kernel)(Parameters...),
-             const Arguments&... arguments) const {
-    if (shape.grid.x > 0) simt::launch(name, kernel, {shape.grid, shape.block, shape.shared_bytes}, arguments...);
-  }
-};
-
 class Fields {
  public:
   explicit Fields(const int64_t* fields) : next_(fields) {}
@@ -85,7 +67,7 @@ const char* forward(const int64_t* address, double forget_bias, double eps, void
     call.c_new = fields.address<S>();
     for (auto& statistics : call.statistics) statistics = fields.address<Compute<S>>();
     check_workspace(bytes, lstm_forward_workspace(call, on_card(multiprocessors)));
-    lstm_forward(call, workspace, on_card(multiprocessors), HarnessPlatform());
+    lstm_forward(call, workspace, on_card(multiprocessors), simt::Platform());
   });
 }
 
@@ -105,7 +87,7 @@ const char* backward(const int64_t* address, double forget_bias, void* workspace
     }
     call.dc = fields.address<S>();
     check_workspace(bytes, lstm_backward_workspace(call, on_card(multiprocessors)));
-    lstm_backward(call, workspace, on_card(multiprocessors), HarnessPlatform());
+    lstm_backward(call, workspace, on_card(multiprocessors), simt::Platform());
   });
 }
 

@@ -185,20 +185,20 @@ struct Tests {
 }  // namespace
 }  // namespace fastsam::cuda
 
-#define DEFINE(name, T, ...)                                                                                       \
-  extern "C" const char* tn_##name(const T* a, const T* b, const T* c, T* out, int64_t depth, int64_t tiles) {     \
-    return fastsam::cuda::Tests<fastsam::cuda::__VA_ARGS__>::tn(a, b, c, out, depth, tiles);                       \
-  }                                                                                                                \
-  extern "C" const char* nt_##name(const T* a, const T* b, const T* c, T* out, int64_t depth, int64_t tiles,       \
-                                   int64_t used) {                                                                 \
-    return fastsam::cuda::Tests<fastsam::cuda::__VA_ARGS__>::nt(a, b, c, out, depth, tiles, used);                 \
-  }                                                                                                                \
-  extern "C" const char* left_##name(const T* p, const T* b, const T* c, T* out, int64_t depth_tiles,              \
-                                     int64_t tiles, int64_t used) {                                                \
-    return fastsam::cuda::Tests<fastsam::cuda::__VA_ARGS__>::left(p, b, c, out, depth_tiles, tiles, used);         \
-  }                                                                                                                \
-  extern "C" const char* rows_##name(const T* c, T* largest, T* total, int64_t tiles) {                            \
-    return fastsam::cuda::Tests<fastsam::cuda::__VA_ARGS__>::rows(c, largest, total, tiles);                       \
+#define DEFINE(name, T, ...)                                                                                         \
+  extern "C" const char* tn_##name(const T* a, const T* b, const T* c, T* out, int64_t depth, int64_t tiles) {       \
+    return fastsam::cuda::Tests<fastsam::cuda::__VA_ARGS__>::tn(a, b, c, out, depth, tiles);                         \
+  }                                                                                                                  \
+  extern "C" const char* nt_##name(const T* a, const T* b, const T* c, T* out, int64_t depth, int64_t tiles,         \
+                                   int64_t used) {                                                                   \
+    return fastsam::cuda::Tests<fastsam::cuda::__VA_ARGS__>::nt(a, b, c, out, depth, tiles, used);                   \
+  }                                                                                                                  \
+  extern "C" const char* left_##name(const T* p, const T* b, const T* c, T* out, int64_t depth_tiles, int64_t tiles, \
+                                     int64_t used) {                                                                 \
+    return fastsam::cuda::Tests<fastsam::cuda::__VA_ARGS__>::left(p, b, c, out, depth_tiles, tiles, used);           \
+  }                                                                                                                  \
+  extern "C" const char* rows_##name(const T* c, T* largest, T* total, int64_t tiles) {                              \
+    return fastsam::cuda::Tests<fastsam::cuda::__VA_ARGS__>::rows(c, largest, total, tiles);                         \
   }
 
 DEFINE(float32, float, WarpFma<float>)
