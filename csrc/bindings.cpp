@@ -108,12 +108,12 @@ void define_cpu_operators(py::module_ module) {
 
 #ifdef FASTSAM_CUDA
 
-// device, stream, compute capability of the code times ten, multiprocessors, tf32.
+// device, stream, compute capability of the code times ten, multiprocessors, bytes of shared memory a block, tf32.
 cuda::Launch launch_from(const py::tuple& values) {
   Fields fields(values);
   cuda::Launch launch{};
   int tf32 = 0;
-  fields.read(launch.device, launch.stream, launch.capability, launch.multiprocessors, tf32);
+  fields.read(launch.device, launch.stream, launch.capability, launch.multiprocessors, launch.shared_bytes, tf32);
   fields.done();
   launch.precision = tf32 != 0 ? cuda::Precision::kTf32 : cuda::Precision::kFloat32;
   return launch;
@@ -186,6 +186,7 @@ PYBIND11_MODULE(_native, module) {
   device.def("driver_version", &cuda::driver_version);
   device.def("device_count", &cuda::device_count);
   device.def("code_capability", &cuda::code_capability);
+  device.def("shared_bytes", &cuda::shared_bytes_of_block);
   device.def("compiled_architectures", &cuda::compiled_architectures);
   device.def("compute_capability", [](int index) {
     int major = 0, minor = 0;

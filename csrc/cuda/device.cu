@@ -54,6 +54,8 @@ int code_capability() {
   return value_or_zero(status, attributes.ptxVersion);
 }
 
+int shared_bytes_of_block(int device) { return attribute(device, cudaDevAttrMaxSharedMemoryPerBlockOptin); }
+
 const char* compiled_architectures() { return FASTSAM_TEXT(__CUDA_ARCH_LIST__); }
 
 }  // namespace fastsam::cuda

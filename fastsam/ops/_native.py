@@ -39,8 +39,9 @@ def _launch(like: Tensor) -> tuple[int, ...]:
 
 
 @cache
-def _card(index: int) -> tuple[int, int]:
-    """Compute capability, times ten, of the code that runs on this card, the current one, and its multiprocessors.
+def _card(index: int) -> tuple[int, int, int]:
+    """Compute capability, times ten, of the code that runs on this card, the current one; the card's multiprocessors,
+    and the bytes of shared memory that a block may have on it.
 
     Raises:
         RuntimeError: nothing that was compiled runs there.
@@ -55,7 +56,7 @@ def _card(index: int) -> tuple[int, int]:
             f"they do not run on device {index} of capability {name} with this driver. Install again with "
             f'TORCH_CUDA_ARCH_LIST="{name}", or use fastsam.backend("eager")'
         )
-    return capability, card.multi_processor_count
+    return capability, card.multi_processor_count, native.cuda.shared_bytes(index)
 
 
 def dense(tensor: Tensor) -> Tensor:

@@ -43,7 +43,13 @@ def make(name, batch=2, channels=16, size=(9, 10), **options):
 @pytest.mark.parametrize("name", cases.VARIANTS)
 def test_accuracy(poison, name, batch, channels, size, dtype):
     draws = [make(name, batch, channels, size, dtype=dtype, seed=seed) for seed in seeds(dtype, channels)]
-    assert_accurate(draws[0][0], [arguments for _, arguments in draws])
+    try:
+        assert_accurate(draws[0][0], [arguments for _, arguments in draws])
+    except RuntimeError as error:
+        # What a block of the attention needs beyond 128 channels, in float64 beyond 32, is more than some cards have.
+        if channels <= (32 if dtype == torch.float64 else 128) or "KiB of shared memory a block" not in str(error):
+            raise
+        pytest.skip(str(error))
 
 
 def test_tf32():

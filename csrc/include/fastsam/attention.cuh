@@ -43,9 +43,10 @@ struct ForwardShape : BlockShape<KeyWarps> {
   using Operand = typename Way::Operand;
   using T = typename Way::Accumulator;
   using BlockShape<KeyWarps>::kRows;
-  static constexpr int kSteps = Group == 128 ? kStepsOfTile<Operand, KeyWarps> : 1, kColumns = kStreamColumns<Operand>,
-                       kWarpColumns = kColumns / KeyWarps / kSteps, kScoreTiles = kWarpColumns / kTileColumns,
-                       kGroupTiles = Group / kTileColumns, kQueryTiles = KeyWarps == 1 ? 4 : 2,
+  static constexpr int kSteps = Group == 128 && KeyWarps == 1 && sizeof(Operand) == 2 ? 2 : 1,
+                       kColumns = kStreamColumns<Operand>, kWarpColumns = kColumns / KeyWarps / kSteps,
+                       kScoreTiles = kWarpColumns / kTileColumns, kGroupTiles = Group / kTileColumns,
+                       kQueryTiles = KeyWarps == 1 ? 4 : 2,
                        kValueTiles = KeyWarps == 1                   ? kGroupTiles
                                      : Group == 64 && sizeof(T) == 4 ? 2
                                                                      : 8;

@@ -158,7 +158,7 @@ class AttendBlock {
           my_lse = terms[tile * kTileColumns + Way::column(e)];
           my_delta = terms[kColumns + tile * kTileColumns + Way::column(e)];
         }
-        p[tile][e] = softmax_exponential(p[tile][e] - my_lse);
+        p[tile][e] = Way::exponential(p[tile][e] - my_lse);
         ds[tile][e] = p[tile][e] * (ds[tile][e] - my_delta);
       }
     }
@@ -202,8 +202,11 @@ class AttendBlock {
         space.dquery[operand_at(outputs, first_output + i, row)] = Way::operand(slots_[i * kPitchSlots + row]);
       });
       for (int i = threadIdx.x; i < min(Group, query_channels_ - first_output); i += kAttentionThreads) {
-        T bias = T(0);
-        for (int row = 0; row < kRows; ++row) bias += slots_[i * kPitchSlots + row];
+        // Sums of every eighth row first, which rounds less than one long sum.
+        T sums[8] = {};
+#pragma unroll
+        for (int row = 0; row < kRows; ++row) sums[row % 8] += slots_[i * kPitchSlots + row];
+        const T bias = ((sums[0] + sums[1]) + (sums[2] + sums[3])) + ((sums[4] + sums[5]) + (sums[6] + sums[7]));
         space.dscore_bias[part_ * query_channels_ + first_output + i] = bias;
       }
     }
@@ -296,8 +299,7 @@ class AttendBlock {
     return (entry_ * channels + channel) * padded_ + first_ + row;
   }
 
-  // Starts to copy the rows of an operand that this block has just written, and if rows are keys the columns again; the
-  // place behind it.
+  // Starts to copy the rows of an operand that this block has just written; the place behind it.
   __device__ __forceinline__ Shared<Operand> load_rows(Global<const Operand> from, int channels) const {
     __syncthreads();
     for_each_part<kRows, 16 / sizeof(Operand)>(channels, [&](int channel, int row) {

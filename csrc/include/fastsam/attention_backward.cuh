@@ -56,7 +56,7 @@ struct BackwardShape : BlockShape<KeyWarps> {
   using Operand = typename Way::Operand;
   using T = typename Way::Accumulator;
   using BlockShape<KeyWarps>::kRows;
-  static constexpr int kSteps = kStepsOfTile<Operand, KeyWarps>;
+  static constexpr int kSteps = kStepsOfTile<Operand, KeyWarps, Group>;
   static constexpr int kColumns = kStreamColumns<Operand>, kWarpColumns = kColumns / KeyWarps / kSteps,
                        kScoreTiles = kWarpColumns / kTileColumns, kGroupTiles = Group / kTileColumns, kKeyGroup = 32,
                        kKeyTiles = kKeyGroup / kTileColumns, kMapTiles = KeyWarps == 1 ? 8 : 2;

@@ -27,10 +27,10 @@ struct BackwardPlan {
       }
       finish_bytes = Shape::larger(finish_bytes, Shape::finish_bytes(source.query_channels));
     }
-    stages = stages_that_fit(launch.capability, attend[0], attend[1]);
+    stages = stages_that_fit(launch, attend[0], attend[1]);
     attend_bytes = attend[stages - 1];
     most_bytes = Shape::larger(attend_bytes, Shape::larger(prepare_bytes, finish_bytes + kStaticBytes));
-    fits = most_bytes <= most_shared_bytes(launch.capability);
+    fits = most_bytes <= launch.shared_bytes;
   }
 
   static constexpr int64_t kStaticBytes = kAttentionThreads * sizeof(typename Way::Accumulator);

@@ -5,21 +5,11 @@
 
 namespace fastsam::cuda {
 
-// Bytes of shared memory that a block may have, with opt-in.
-constexpr int64_t most_shared_bytes(int capability) {
-  return 1024 * (capability < 70                         ? 48
-                 : capability < 75                       ? 96
-                 : capability < 80                       ? 64
-                 : capability == 80 || capability == 87  ? 163
-                 : capability >= 90 && capability <= 110 ? 227
-                                                         : 99);
-}
-
 // Tiles are copied while others are computed with where the card can do so and two blocks find room on a
 // multiprocessor; if not even one block has room for two tiles, or two blocks for one each, there is one.
-constexpr int stages_that_fit(int capability, int64_t with_one, int64_t with_two) {
-  if (capability < 80) return 1;
-  const int64_t most = most_shared_bytes(capability), kReserved = 1024;
+inline int stages_that_fit(const Launch& launch, int64_t with_one, int64_t with_two) {
+  if (launch.capability < 80) return 1;
+  const int64_t most = launch.shared_bytes, kReserved = 1024;
   if (2 * (with_two + kReserved) <= most + kReserved) return 2;
   if (2 * (with_one + kReserved) <= most + kReserved) return 1;
   return with_two <= most ? 2 : 1;
@@ -45,9 +35,9 @@ struct ForwardPlan {
         bytes[stages - 1] = Shape::Layout::max_of(bytes[stages - 1], layout.bytes(depth));
       }
     }
-    stages = stages_that_fit(launch.capability, bytes[0], bytes[1]);
+    stages = stages_that_fit(launch, bytes[0] + kStaticBytes, bytes[1] + kStaticBytes);
     shared_bytes = bytes[stages - 1];
-    fits = shared_bytes + kStaticBytes <= most_shared_bytes(launch.capability);
+    fits = shared_bytes + kStaticBytes <= launch.shared_bytes;
     serves = fits && sizes.value_channels <= Shape::kMostValueChannels;
   }
 
@@ -62,10 +52,8 @@ struct ForwardPlan {
 
 inline void check_shared_memory(bool fits, int64_t bytes, const Launch& launch) {
   if (fits) return;
-  throw LaunchError("needs " + std::to_string(ceil_div(bytes, 1024)) + " KiB of shared memory a block; code for " +
-                    "capability " + std::to_string(launch.capability / 10) + "." +
-                    std::to_string(launch.capability % 10) + " has " +
-                    std::to_string(most_shared_bytes(launch.capability) / 1024) +
+  throw LaunchError("needs " + std::to_string(ceil_div(bytes, 1024)) + " KiB of shared memory a block, this card has " +
+                    std::to_string(launch.shared_bytes / 1024) +
                     " KiB: use fewer channels, or fastsam.backend(\"eager\")");
 }
 

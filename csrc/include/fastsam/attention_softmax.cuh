@@ -35,12 +35,12 @@ class OnlineSoftmax {
     for (int row = 0; row < Way::kLaneRows; ++row) {
       const T largest = largest_of_row<Way>(shift[row]);
       shift[row] = finite_shift(largest);
-      factor[row] = softmax_exponential(maximum_[row] - shift[row]);
+      factor[row] = Way::exponential(maximum_[row] - shift[row]);
       maximum_[row] = largest;
       sum_[row] *= factor[row];
     }
     for_each_element(score, [&](T& value, int row) {
-      value = softmax_exponential(value - shift[row]);
+      value = Way::exponential(value - shift[row]);
       sum_[row] += value;
     });
     for_each_element(r, [&](T& value, int row) { value *= factor[row]; });
@@ -92,10 +92,10 @@ class OnlineSoftmax {
       const T value = warp_maximum[warp * kWarpRows + row];
       largest = max(largest, value);
     }
-    const T shift = finite_shift(largest), factor = softmax_exponential(maximum_[index] - shift);
+    const T shift = finite_shift(largest), factor = Way::exponential(maximum_[index] - shift);
 #pragma unroll
     for (int warp = 0; warp < KeyWarps; ++warp)
-      sum += softmax_exponential(warp_maximum[warp * kWarpRows + row] - shift) * warp_sum[warp * kWarpRows + row];
+      sum += Way::exponential(warp_maximum[warp * kWarpRows + row] - shift) * warp_sum[warp * kWarpRows + row];
     maximum_[index] = largest;
     sum_[index] = sum;
     return factor;

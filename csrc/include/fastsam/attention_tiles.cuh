@@ -60,11 +60,9 @@ template <class Operand>
 constexpr int kStreamColumns = sizeof(Operand) == 2 ? 64 : 32;
 
 // In how many steps a warp computes with its columns of a tile: 64 at once need too many registers beside the sums.
-template <class Operand, int KeyWarps>
-constexpr int kStepsOfTile = sizeof(Operand) == 2 && KeyWarps == 1 ? 2 : 1;
+template <class Operand, int KeyWarps, int Group>
+constexpr int kStepsOfTile = sizeof(Operand) == 2 && KeyWarps == 1 ? Group / 32 : 1;
 
-__device__ __forceinline__ float softmax_exponential(float x) { return exp2_approx(x * 1.4426950408889634f); }
-__device__ __forceinline__ double softmax_exponential(double x) { return exp(x); }
 __device__ __forceinline__ float logarithm(float x) { return logf(x); }
 __device__ __forceinline__ double logarithm(double x) { return log(x); }
 
@@ -171,12 +169,12 @@ __device__ __forceinline__ void sample_means(Global<const S> plane, int64_t stri
   constexpr int kSamples = 128, kGroup = 8, kLoads = kSamples / kWarp,
                 kAtOnce = sizeof(T) == 8 ? 1 : 4;  // channels: loads take long
   const int count = static_cast<int>(positions < kSamples ? positions : kSamples);
-  const int64_t distance = positions / (kSamples / kGroup);
   int64_t offsets[kLoads];
 #pragma unroll
   for (int i = 0; i < kLoads; ++i) {
     const int sample = lane_of_warp() + i * kWarp;
-    const int64_t position = positions <= kSamples ? sample : sample / kGroup * distance + sample % kGroup;
+    const int64_t group = sample / kGroup * (positions - kGroup) / (kSamples / kGroup - 1);
+    const int64_t position = positions <= kSamples ? sample : group + sample % kGroup;
     offsets[i] = sample < count ? grid.offset(position) : 0;
   }
 #pragma unroll 1

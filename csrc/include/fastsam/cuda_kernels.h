@@ -21,10 +21,12 @@ struct Launch {
   void* stream;         // a cudaStream_t
   int capability;       // of the code that runs, times ten, such as 86
   int multiprocessors;  // of the device
+  int shared_bytes;     // that a block may have on the device, with opt-in
   Precision precision;
 };
 
-// Up to 256 value channels; what does not fit into a block's shared memory throws: 128 channels do everywhere.
+// Up to 256 value channels. What does not fit into a block's shared memory throws; in all types but double, 128
+// channels fit everywhere without key maps or with up to 16 query channels.
 template <class S>
 void attention_forward(const AttentionForward<S>& call, const Launch& launch);
 

@@ -19,6 +19,9 @@ void compute_capability(int device, int* major, int* minor);
 // the driver translates. 0 where nothing that was compiled runs there.
 int code_capability();
 
+// Bytes of shared memory that a block may have on a device, with opt-in; 0 where there is no such device.
+int shared_bytes_of_block(int device);
+
 // Architectures the kernels were compiled for, each as 100 * major + 10 * minor, for example "750,800,860".
 const char* compiled_architectures();
 

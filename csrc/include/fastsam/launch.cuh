@@ -96,8 +96,20 @@ auto described(const Describe& describe, const Launch& launch, const Launches& l
 
 #if defined(__CUDACC__) && !defined(__CUDACC_RTC__)
 
-// What a block has without opt-in.
-constexpr int64_t kSharedBytesWithoutAsking = 48 * 1024;
+// Dynamic shared memory that a block has without opt-in: 48 KiB less its static one, of which no kernel has more
+// than 4.
+constexpr int64_t kSharedBytesWithoutAsking = 44 * 1024;
+
+// Lets a kernel have all the shared memory of a block. Always the same, so threads that launch at once do not take it
+// from each other, nor a launch from a graph that was captured before it.
+template <class Kernel>
+cudaError_t allow_shared_bytes(const Launch& launch, Kernel kernel) {
+  cudaFuncAttributes attributes{};
+  const cudaError_t status = cudaFuncGetAttributes(&attributes, kernel);
+  if (status != cudaSuccess) return status;
+  return cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                              launch.shared_bytes - static_cast<int>(attributes.sharedSizeBytes));
+}
 
 // Starts `kernel`, unless the grid is empty.
 template <class... Parameters, class... Arguments>
@@ -105,10 +117,7 @@ void launch_kernel(const Launch& launch, const LaunchShape& shape, void (*kernel
                    const Arguments&... arguments) {
   if (shape.grid.x == 0 || shape.grid.y == 0 || shape.grid.z == 0) return;
   cudaError_t status = cudaSuccess;
-  if (shape.shared_bytes > kSharedBytesWithoutAsking) {
-    status =
-        cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shape.shared_bytes));
-  }
+  if (shape.shared_bytes > kSharedBytesWithoutAsking) status = allow_shared_bytes(launch, kernel);
   if (status == cudaSuccess) {
     kernel<<<shape.grid, shape.block, shape.shared_bytes, static_cast<cudaStream_t>(launch.stream)>>>(
         static_cast<Parameters>(arguments)...);

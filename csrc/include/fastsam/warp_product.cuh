@@ -6,6 +6,7 @@
 //   row(e), column(e)     the place in a tile of this lane's element e, 0 <= e < 4
 //   row_index(e)          which of the kLaneRows rows of this lane it is in
 //   kRowMask              lanes that differ in these bits of their number share their rows
+//   exponential(x)        e^x, as exact as the products
 //   pitch_rows(n)         a pitch for matrices whose rows are read by multiply_tn alone, of n columns
 //   pitch(n)              a pitch for matrices that any product reads
 //   multiply_tn           sum += A^T B; a[k][row], b[k][column], both in shared memory
@@ -54,6 +55,8 @@ struct WarpFma {
   // Eight rows at one column, 16 bytes each, are in different banks.
   static __host__ __device__ constexpr int pitch(int n) { return n + kVector; }
   static __device__ __forceinline__ T operand(T value) { return value; }
+  static __device__ __forceinline__ float exponential(float x) { return expf(x); }
+  static __device__ __forceinline__ double exponential(double x) { return exp(x); }
 
   template <int Depth>
   static constexpr int kScratch = kWarpRows * (Depth + kVector);
@@ -131,6 +134,8 @@ struct WarpMma {
   static __device__ __forceinline__ int row(int e) { return MmaAccumulator::row_c(lane_of_warp(), e); }
   static __device__ __forceinline__ int column(int e) { return MmaAccumulator::col_c(lane_of_warp(), e); }
   static __host__ __device__ constexpr int row_index(int e) { return e / 2; }
+  // To |x| / 2^24 and 2 ulp, less than operands lose.
+  static __device__ __forceinline__ float exponential(float x) { return exp2_approx(x * 1.4426950408889634f); }
   // Rows of 4-byte elements start 8 banks apart, of 2-byte ones 4.
   static __host__ __device__ constexpr int pitch_rows(int n) { return n + 8; }
   static __host__ __device__ constexpr int pitch(int n) { return n + 8; }

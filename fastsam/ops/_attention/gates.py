@@ -32,7 +32,8 @@ def attention_gates(
     """The feature aggregation and the memory update of SAM (SA-ConvLSTM paper, equations 2-9) with 1x1 gates.
 
     The same as `separable_gates(z, h, m, None, pointwise, bias)` of the attention operators' z, h being the first
-    source; the back end `cuda` has one kernel for both, and z is kept for the backward pass only.
+    source; the back end `cuda` has one kernel for both, and z is kept for the backward pass only. Compiled code
+    (torch.compile, torch.export) calls the two registered operators.
 
     Args:
         sources: one (`self_attention`) or two (`double_attention`) sources and their weights.
@@ -90,12 +91,12 @@ class _AttentionGates(torch.autograd.Function):
         h_hat, m_new, z, contexts = native.forward_with_gates(sources, value_bias, m, pointwise, bias, save=True)
         ctx.operator, ctx.count = operator, len(flat)
         kept = (tensor for context in contexts for tensor in context)
-        ctx.save_for_backward(m, pointwise, bias, z, *flat, *kept)
+        ctx.save_for_backward(m, pointwise, bias, value_bias, z, *flat, *kept)
         return h_hat, m_new
 
     @staticmethod
     def backward(ctx: Any, dh_hat: Tensor, dm_new: Tensor) -> Any:
-        m, pointwise, bias, z, *saved = ctx.saved_tensors
+        m, pointwise, bias, value_bias, z, *saved = ctx.saved_tensors
         flat, contexts = saved[: ctx.count], contexts_of(saved[ctx.count :])
         of_gates: list[Any] = native_gates.backward(
             dh_hat.detach(), dm_new.detach(), z, flat[0], m, None, pointwise, bias
@@ -106,5 +107,5 @@ class _AttentionGates(torch.autograd.Function):
         gradients = [dm, dpointwise, dbias, dvalue_bias]
         for dx, (dscore, dscore_bias, dvalue, dkey) in zip(maps, weights, strict=True):
             gradients += [dx, dscore, dscore_bias, dvalue, dkey]
-        inputs = [dh_hat, dm_new, m, pointwise, bias, *flat]
+        inputs = [dh_hat, dm_new, m, pointwise, bias, value_bias, *flat]
         return (None, *_dispatch.first_derivative_only(ctx.operator, gradients, inputs))

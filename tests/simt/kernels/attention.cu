@@ -50,8 +50,23 @@ class Fields {
   const int64_t* next_;
 };
 
+// Shared memory that a block may have on cards of a capability, times ten.
+int shared_bytes_of(int64_t capability) {
+  const bool is_large = capability >= 90 && capability <= 110;
+  return 1024 * (capability < 70    ? 48
+                 : capability < 75  ? 96
+                 : capability < 80  ? 64
+                 : capability == 80 ? 163
+                 : is_large         ? 227
+                                    : 99);
+}
+
 Launch on_card(int64_t capability, int64_t multiprocessors, int64_t is_tf32) {
-  return {0, nullptr, static_cast<int>(capability), static_cast<int>(multiprocessors),
+  return {0,
+          nullptr,
+          static_cast<int>(capability),
+          static_cast<int>(multiprocessors),
+          shared_bytes_of(capability),
           is_tf32 != 0 ? Precision::kTf32 : Precision::kFloat32};
 }
 

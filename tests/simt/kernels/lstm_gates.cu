@@ -44,7 +44,7 @@ class Fields {
 };
 
 Launch on_card(int64_t multiprocessors) {
-  return {0, nullptr, 86, static_cast<int>(multiprocessors), Precision::kFloat32};
+  return {0, nullptr, 86, static_cast<int>(multiprocessors), 99 * 1024, Precision::kFloat32};
 }
 
 void check_workspace(int64_t given, int64_t needed) {

@@ -128,7 +128,7 @@ template <class Product>
 const char* tell_launches(const GateSizes& sizes, int multiprocessors, int64_t* blocks, int64_t* bytes,
                           int64_t* warps) {
   using T = typename Product::Accumulator;
-  const Launch launch = {0, nullptr, 86, multiprocessors, Precision::kFloat32};
+  const Launch launch = {0, nullptr, 86, multiprocessors, 99 * 1024, Precision::kFloat32};
   return simt::run([&] {
     described([&] { return describe("backward", sizes); }, launch,
               [&] {
