@@ -86,7 +86,9 @@ auto with_way(const Launch& launch, Use use) {
 template <class S, class Way, class Use>
 void with_forward_shape(const AttentionForward<S>& call, bool has_gates, const Launch& launch, Use use) {
   const bool narrow = call.sizes.channels <= 64 && call.sizes.value_channels <= 64;
-  const auto fills = [&](const auto& plan) { return plan.serves && plan.blocks >= launch.multiprocessors; };
+  const auto fills = [&](const auto& plan) {
+    return plan.serves && 4 * plan.blocks >= 3 * static_cast<int64_t>(launch.multiprocessors);
+  };
   if constexpr (sizeof(S) == 8) {
     return use(ForwardPlan<S, Way, 4, 32>(call, has_gates, launch));
   } else if (narrow) {
