@@ -25,6 +25,7 @@ def facts(device: torch.device, dtype: torch.dtype) -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "load_average": [round(load, 2) for load in os.getloadavg()] if hasattr(os, "getloadavg") else None,
         "gpu": torch.cuda.get_device_name(device) if cuda else None,
+        "capability": "{}.{}".format(*torch.cuda.get_device_capability(device)) if cuda else None,
         "driver": _nvidia("driver_version") if cuda else None,
         "clocks": _nvidia("clocks.sm,clocks.max.sm,clocks.mem,power.limit") if cuda else None,
         "cuda": torch.version.cuda if cuda else None,

@@ -5,22 +5,26 @@ everything, and naming any other back end forces it: a call that it cannot serve
 """
 
 import contextlib
+import functools
 import importlib
 import os
 from collections.abc import Iterator
 from types import ModuleType
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
+from torch import Tensor
 
-NATIVE_BACKENDS = ("cpu", "cuda")
-"""Back ends other than eager: compiled code, for the device of their name."""
+from fastsam import fastest
 
-AUTO = ("cpu",)
-"""Those that `auto` chooses from, fastest first. `cuda` is left to those who name it as long as its kernels have run in
-the harness of csrc/simt only, and on no card."""
+COMPILED_BACKENDS = ("cpu", "cuda", "triton")
+"""Back ends other than eager."""
 
-NAMES = ("auto", "eager", *NATIVE_BACKENDS)
+NAMES = ("auto", "eager", *COMPILED_BACKENDS)
+
+OLDEST_TRITON = (3, 4)
+TRITON_CAPABILITY = (8, 0)
+"""The first compute capability on which Triton's products use tensor cores."""
 
 
 class _Served(NamedTuple):
@@ -35,6 +39,7 @@ _OPERATORS = ("double_attention", "self_attention", "separable_gates", "lstm_gat
 _SERVED = {
     "cpu": _Served(_OPERATORS, (torch.float32, torch.float64, torch.bfloat16)),
     "cuda": _Served(_OPERATORS, (torch.float32, torch.float64, torch.bfloat16, torch.float16)),
+    "triton": _Served(_OPERATORS, (torch.float32, torch.bfloat16, torch.float16)),
 }
 
 
@@ -91,16 +96,13 @@ def backend(name: str) -> Iterator[None]:
         _selected = previous
 
 
-def unsupported(operator: str, name: str, device_type: str, dtype: torch.dtype) -> str | None:
-    """Why the back end `name` cannot serve an operator on tensors of this device type and dtype; None where it can."""
+def unsupported(operator: str, name: str, device: torch.device, dtype: torch.dtype) -> str | None:
+    """Why the back end `name` cannot serve an operator on tensors of this device and dtype; None where it can."""
     if name == "eager":
         return None
-    if _native is None:
-        return f"the compiled extension cannot be loaded ({_native_error}); `python -m fastsam` says what the build did"
-    if device_type != name:
-        return f"it serves tensors on the {name}, these are on {device_type}"
-    if name == "cuda" and not hasattr(_native, "cuda"):
-        return "it was not built; `python -m fastsam` says why"
+    reason = _triton_unsupported(device) if name == "triton" else _native_unsupported(name, device)
+    if reason is not None:
+        return reason
     served = _SERVED[name]
     if operator not in served.operators:
         return f"it has kernels for {' and '.join(served.operators)} only"
@@ -109,15 +111,83 @@ def unsupported(operator: str, name: str, device_type: str, dtype: torch.dtype) 
     return None
 
 
-def choose(operator: str, device_type: str, dtype: torch.dtype) -> str:
-    """The back end that serves a call: a name other than "auto".
+def _native_unsupported(name: str, device: torch.device) -> str | None:
+    if _native is None:
+        return f"the compiled extension cannot be loaded ({_native_error}); `python -m fastsam` says what the build did"
+    if device.type != name:
+        return f"it serves tensors on the {name}, these are on {device.type}"
+    if name == "cuda":
+        if not hasattr(_native, "cuda"):
+            return "it was not built; `python -m fastsam` says why"
+        return _no_card() or cuda_code(_index(device))[1]
+    return None
+
+
+@functools.cache
+def cuda_code(index: int) -> tuple[int, str | None]:
+    """Compute capability, times ten, of the compiled code that runs on a card; 0, and why, where there is none."""
+    native: Any = _native
+    with torch.cuda.device(index):
+        capability: int = native.cuda.code_capability()
+    if capability != 0:
+        return capability, None
+    card = "{}.{}".format(*torch.cuda.get_device_capability(index))
+    return 0, (
+        f"it was compiled for {native.cuda.compiled_architectures()} (100 times the capability), which does not run on "
+        f'device {index} of capability {card} with this driver; install again with TORCH_CUDA_ARCH_LIST="{card}"'
+    )
+
+
+def _triton_unsupported(device: torch.device) -> str | None:
+    if device.type not in ("cpu", "cuda"):
+        return f"it serves tensors on cuda, these are on {device.type}"
+    reason, interpreted = triton_state()
+    if reason is not None:
+        return reason
+    if device.type == "cpu":
+        needs = "it serves tensors on cuda, these are on cpu, where TRITON_INTERPRET=1 runs its kernels, slowly"
+        return None if interpreted else needs
+    return _no_card() or _below_triton(_index(device))
+
+
+@functools.cache
+def triton_state() -> tuple[str | None, bool]:
+    """Why Triton cannot be used at all, or None; and whether its kernels are interpreted."""
+    try:
+        triton: Any = importlib.import_module("triton")
+    except ImportError as error:
+        return f"Triton cannot be imported ({error}); PyTorch with CUDA brings it on Linux", False
+    version = tuple(int(part) for part in triton.__version__.split(".")[:2])
+    if version < OLDEST_TRITON:
+        return f"it needs Triton {'.'.join(map(str, OLDEST_TRITON))} or newer, this is {triton.__version__}", False
+    return None, bool(triton.knobs.runtime.interpret)
+
+
+@functools.cache
+def _below_triton(index: int) -> str | None:
+    capability = torch.cuda.get_device_capability(index)
+    if capability >= TRITON_CAPABILITY:
+        return None
+    return "it needs compute capability {}.{}, this card has {}.{}".format(*TRITON_CAPABILITY, *capability)
+
+
+def _no_card() -> str | None:
+    return None if torch.cuda.is_available() else "PyTorch sees no CUDA device"
+
+
+def _index(device: torch.device) -> int:
+    return torch.cuda.current_device() if device.index is None else device.index
+
+
+def choose(operator: str, like: Tensor) -> str:
+    """The back end that serves a call on maps (B, C, H, W) like this one: a name other than "auto".
 
     Raises:
         RuntimeError: a back end is forced that cannot serve the call.
     """
     if _selected == "auto":
-        return next((name for name in AUTO if unsupported(operator, name, device_type, dtype) is None), "eager")
-    reason = unsupported(operator, _selected, device_type, dtype)
+        return explain(operator, like.device, like.dtype, like.shape[2] * like.shape[3])[0]
+    reason = unsupported(operator, _selected, like.device, like.dtype)
     if reason is not None:
         raise RuntimeError(
             f"fastsam.{operator}: the back end {_selected!r} is forced and cannot serve this call: {reason}"
@@ -125,11 +195,20 @@ def choose(operator: str, device_type: str, dtype: torch.dtype) -> str:
     return _selected
 
 
-def explain(operator: str, device_type: str, dtype: torch.dtype) -> tuple[str, str]:
-    """What `auto` chooses for tensors of this device type and dtype, and the reason in words."""
-    if device_type not in NATIVE_BACKENDS:
-        return "eager", f"there is no compiled back end for {device_type}"
-    reason = unsupported(operator, device_type, device_type, dtype)
-    if reason is None and device_type in AUTO:
-        return device_type, "compiled, and it serves this device and dtype"
-    return "eager", f"{device_type}: {reason or 'it serves these, when named'}"
+def explain(operator: str, device: torch.device, dtype: torch.dtype, positions: int = 1024) -> tuple[str, str]:
+    """What `auto` chooses for maps of so many positions on a device, and the reason in words."""
+    if device.type == "cpu":
+        reason = unsupported(operator, "cpu", device, dtype)
+        return (
+            ("cpu", "compiled, and it serves this device and dtype") if reason is None else ("eager", f"cpu: {reason}")
+        )
+    if device.type != "cuda":
+        return "eager", f"there is no compiled back end for {device.type}"
+    reasons = {name: unsupported(operator, name, device, dtype) for name in ("cuda", "triton")}
+    serving = [name for name, reason in reasons.items() if reason is None]
+    if not serving:
+        return "eager", "; ".join(f"{name}: {reason}" for name, reason in reasons.items())
+    order, source = fastest.order(_index(device), operator, dtype, positions)
+    if not order:
+        return "eager", f"{' and '.join(serving)} can be named; {source}"
+    return next(name for name in order if name == "eager" or name in serving), source

@@ -1,5 +1,6 @@
 """What is installed, what was compiled, and which back end serves which tensors."""
 
+import importlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -48,7 +49,7 @@ class Info:
     """Facts about this installation; `print(fastsam.info())` shows them as text.
 
     native: what the build of the compiled extension did, in words. native_error: why it cannot be imported, or None.
-    instruction_sets: those compiled. instruction_set: the one this processor runs, or None. openmp: in words.
+    instruction_sets: those compiled. instruction_set: the one this processor runs, or None. openmp, triton: in words.
     selected: the back end in force. choices: what "auto" chooses.
     """
 
@@ -61,6 +62,7 @@ class Info:
     instruction_set: str | None
     openmp: str
     cuda: CudaInfo
+    triton: str
     selected: str
     choices: tuple[Choice, ...]
 
@@ -73,6 +75,7 @@ class Info:
             ("OpenMP", self.openmp),
             ("CUDA", self.cuda.build),
             *_cuda_rows(self.cuda),
+            ("Triton", self.triton),
             ("back end", self.selected),
         ]
         lines = [f"fastsam {self.version}", *(f"  {name:<13} {text}" for name, text in rows)]
@@ -114,19 +117,28 @@ def info() -> Info:
         instruction_set=native.cpu_isa() if native else None,
         openmp=_text(report, "OpenMP"),
         cuda=_cuda_info(report, native),
+        triton=_triton(),
         selected=backends.selected(),
         choices=tuple(
             Choice(
                 operator,
                 device_type,
                 str(dtype).removeprefix("torch."),
-                *backends.explain(operator, device_type, dtype),
+                *backends.explain(operator, torch.device(device_type), dtype),
             )
             for device_type in ("cpu", "cuda")
             for dtype in _DTYPES
             for operator in OPERATORS
         ),
     )
+
+
+def _triton() -> str:
+    reason, interpreted = backends.triton_state()
+    if reason is not None:
+        return reason
+    version: str = importlib.import_module("triton").__version__
+    return f"{version}, interpreted on the CPU (TRITON_INTERPRET)" if interpreted else version
 
 
 def _build_report() -> dict[str, Any]:

@@ -1,10 +1,13 @@
 """Choosing the implementation: by default, by `with fastsam.backend(...)`, by FASTSAM_BACKEND."""
 
+import contextlib
 import importlib
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -96,6 +99,76 @@ def test_without_the_extension(operator, monkeypatch):
         CALLS[operator](*_maps())
     with fastsam.backend("cpu"), pytest.raises(RuntimeError, match=r"extension.*No module named 'fastsam\._native'"):
         CALLS[operator](*_maps())
+
+
+def _fake_triton(monkeypatch: pytest.MonkeyPatch, triton: object) -> None:
+    monkeypatch.setitem(sys.modules, "triton", triton)
+    monkeypatch.setattr(backends, "triton_state", backends.triton_state.__wrapped__)
+
+
+def _triton(version: str, interpret: bool) -> SimpleNamespace:
+    return SimpleNamespace(__version__=version, knobs=SimpleNamespace(runtime=SimpleNamespace(interpret=interpret)))
+
+
+@pytest.mark.parametrize("operator", CALLS)
+def test_without_triton(operator, monkeypatch):
+    """auto and cpu do not miss it; triton says what is missing."""
+    _fake_triton(monkeypatch, None)
+    CALLS[operator](*_maps())
+    with fastsam.backend("triton"), pytest.raises(RuntimeError, match=rf"{operator}.*'triton'.*cannot be imported"):
+        CALLS[operator](*_maps())
+
+
+@pytest.mark.parametrize(
+    ("triton", "reason"),
+    [
+        (_triton("3.3.1", True), r"Triton 3\.4 or newer, this is 3\.3\.1"),
+        (_triton("3.10.0", False), "these are on cpu, where TRITON_INTERPRET=1"),
+        (_triton("4.0", True), None),
+    ],
+)
+def test_what_triton_needs(monkeypatch, triton, reason):
+    _fake_triton(monkeypatch, triton)
+    got = backends.unsupported("lstm_gates", "triton", torch.device("cpu"), torch.float32)
+    assert got is None if reason is None else re.search(reason, got)
+
+
+def test_what_triton_serves(monkeypatch):
+    _fake_triton(monkeypatch, _triton("3.6.0", True))
+
+    def reason(device: str, dtype: torch.dtype) -> str | None:
+        return backends.unsupported("lstm_gates", "triton", torch.device(device), dtype)
+
+    assert "these tensors are torch.float64" in reason("cpu", torch.float64)
+    assert "these are on meta" in reason("meta", torch.float32)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert reason("cuda:0", torch.float32) == "PyTorch sees no CUDA device"
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda index: (7, 5) if index == 1 else (8, 0))
+    monkeypatch.setattr(backends, "_below_triton", backends._below_triton.__wrapped__)
+    assert "needs compute capability 8.0, this card has 7.5" in reason("cuda:1", torch.float16)
+    assert reason("cuda:0", torch.float16) is None
+
+
+def test_what_cuda_needs(monkeypatch):
+    """A card that nothing was compiled for is known before the call."""
+    native = SimpleNamespace(cuda=SimpleNamespace(code_capability=lambda: 0, compiled_architectures=lambda: "860"))
+    monkeypatch.setattr(backends, "_native", native)
+    monkeypatch.setattr(backends, "cuda_code", backends.cuda_code.__wrapped__)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda index: (7, 5))
+    monkeypatch.setattr(torch.cuda, "device", lambda index: contextlib.nullcontext())
+    reason = backends.unsupported("lstm_gates", "cuda", torch.device("cuda", 0), torch.float32)
+    assert "compiled for 860" in reason and "device 0 of capability 7.5" in reason
+    native.cuda.code_capability = lambda: 75
+    assert backends.unsupported("lstm_gates", "cuda", torch.device("cuda", 0), torch.float32) is None
+    assert backends.cuda_code(0) == (75, None)
+
+
+def test_triton_is_not_imported_before_it_is_asked_for():
+    code = "import sys, torch\nfastsam.SAM(2)(torch.ones(1, 2, 3, 3))\nprint('triton' in sys.modules)"
+    result = _python(code, {**os.environ, "FASTSAM_BACKEND": "auto"})
+    assert result.stdout.strip() == "False", result.stderr
 
 
 def test_nested_contexts_restore():

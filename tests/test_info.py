@@ -31,7 +31,7 @@ def test_this_installation() -> None:
     assert info.threads == torch.get_num_threads()
     assert {choice.device_type for choice in info.choices} == {"cpu", "cuda"}
     for choice in info.choices:
-        expected = backends.explain(choice.operator, choice.device_type, getattr(torch, choice.dtype))
+        expected = backends.explain(choice.operator, torch.device(choice.device_type), getattr(torch, choice.dtype))
         assert (choice.backend, choice.reason) == expected
     assert (backends.native_module() is None) == (info.native_error is not None)
     assert info.native_error is not None or info.instruction_set in info.instruction_sets

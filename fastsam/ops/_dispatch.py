@@ -57,7 +57,7 @@ def needs_registered_operator(tensors: Sequence[Any]) -> bool:
 
 def choose(operator: str, tensor: Tensor) -> str:
     """The back end for a call outside of tracers; transforms that only the eager form serves are sent there."""
-    name = backends.choose(operator, tensor.device.type, tensor.dtype)
+    name = backends.choose(operator, tensor)
     if name != "eager" and _inside_transform():
         if backends.selected() != "auto":
             raise RuntimeError(

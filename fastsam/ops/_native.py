@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from fastsam import backends
+from fastsam.fastest import arithmetic
 
 MapFields = tuple[int, int, int]
 
@@ -33,30 +34,17 @@ def run(name: str, like: Tensor, fields: Sequence[float]) -> None:
 def _launch(like: Tensor) -> tuple[int, ...]:
     """The fields of csrc/include/fastsam/cuda_kernels.h, `Launch`, on the current device."""
     index = torch.cuda.current_device()
-    cuda_matmul: Any = torch.backends.cuda.matmul  # fp32_precision is what set_float32_matmul_precision sets as well
-    tf32 = like.dtype == torch.float32 and cuda_matmul.fp32_precision == "tf32"
+    tf32 = arithmetic(like.dtype) == "tf32"
     return (index, torch.cuda.current_stream(index).cuda_stream, *_card(index), int(tf32))
 
 
 @cache
 def _card(index: int) -> tuple[int, int, int]:
-    """Compute capability, times ten, of the code that runs on this card, the current one; the card's multiprocessors,
-    and the bytes of shared memory that a block may have on it.
-
-    Raises:
-        RuntimeError: nothing that was compiled runs there.
-    """
+    """Compute capability, times ten, of the code that runs on this card; the card's multiprocessors, and the bytes of
+    shared memory that a block may have on it."""
     native: Any = backends.native_module()
-    card = torch.cuda.get_device_properties(index)
-    capability: int = native.cuda.code_capability()
-    if capability == 0:
-        name, built = f"{card.major}.{card.minor}", native.cuda.compiled_architectures()
-        raise RuntimeError(
-            f"fastsam's CUDA kernels were compiled for {built} (100 times the capability); "
-            f"they do not run on device {index} of capability {name} with this driver. Install again with "
-            f'TORCH_CUDA_ARCH_LIST="{name}", or use fastsam.backend("eager")'
-        )
-    return capability, card.multi_processor_count, native.cuda.shared_bytes(index)
+    multiprocessors = torch.cuda.get_device_properties(index).multi_processor_count
+    return backends.cuda_code(index)[0], multiprocessors, native.cuda.shared_bytes(index)
 
 
 def dense(tensor: Tensor) -> Tensor:

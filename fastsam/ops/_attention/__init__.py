@@ -4,6 +4,7 @@ A source is a map that is attended to: it gives the keys and the values, while t
 source, the hidden state.
 """
 
+import importlib
 from typing import Any, NamedTuple
 
 from torch import Tensor
@@ -53,7 +54,6 @@ class SourceGradients(NamedTuple):
 
 def implementation(backend: str) -> Any:
     """The module with `forward` and `backward` of a back end."""
-    # They import the types of this module.
-    from fastsam.ops._attention import eager, native
-
-    return {"eager": eager, "cpu": native, "cuda": native}[backend]
+    # They import the types of this module, and only the back end triton imports Triton.
+    module = {"eager": "eager", "cpu": "native", "cuda": "native", "triton": "triton"}[backend]
+    return importlib.import_module(f"fastsam.ops._attention.{module}")

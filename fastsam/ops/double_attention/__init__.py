@@ -129,7 +129,7 @@ def _sources(
 def _implementation(*arguments: Any) -> tuple[Tensor, ...]:
     check_arguments(*arguments, *[None] * (11 - len(arguments)))
     sources, value_bias = _sources(*arguments)
-    backend = backends.choose("double_attention", arguments[0].device.type, arguments[0].dtype)
+    backend = backends.choose("double_attention", arguments[0])
     z, (of_h, of_m) = implementation(backend).forward(sources, value_bias, save=True)
     return z, of_h.r, of_m.r, of_h.lse, of_m.lse, of_h.shift, of_m.shift
 
@@ -147,7 +147,7 @@ def _fake(*arguments: Any) -> tuple[Tensor, ...]:
 
 def _backward_implementation(dz: Tensor, *saved: Any) -> list[Tensor]:
     arguments, (r_h, r_m, lse_h, lse_m, shift_h, shift_m) = saved[:11], saved[11:]
-    backend = backends.choose("double_attention", dz.device.type, dz.dtype)
+    backend = backends.choose("double_attention", dz)
     contexts = contexts_of([r_h, lse_h, shift_h, r_m, lse_m, shift_m])
     (dh, dm), (of_h, of_m), dvalue_bias = implementation(backend).backward(dz, _sources(*arguments)[0], contexts)
     gradients = [dh, dm, of_h.score, of_m.score, of_h.score_bias, of_m.score_bias, of_h.value, of_m.value, dvalue_bias]

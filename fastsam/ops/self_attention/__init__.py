@@ -106,7 +106,7 @@ def _sources(
 def _implementation(*arguments: Any) -> tuple[Tensor, ...]:
     check_arguments(*arguments, *[None] * (6 - len(arguments)))
     sources, value_bias = _sources(*arguments)
-    backend = backends.choose("self_attention", arguments[0].device.type, arguments[0].dtype)
+    backend = backends.choose("self_attention", arguments[0])
     z, (context,) = implementation(backend).forward(sources, value_bias, save=True)
     return z, *context
 
@@ -125,7 +125,7 @@ def _fake(*arguments: Any) -> tuple[Tensor, ...]:
 
 def _backward_implementation(dz: Tensor, *saved: Any) -> list[Tensor]:
     arguments, context = saved[:6], saved[6:]
-    backend = backends.choose("self_attention", dz.device.type, dz.dtype)
+    backend = backends.choose("self_attention", dz)
     (dx,), (of_x,), dvalue_bias = implementation(backend).backward(dz, _sources(*arguments)[0], contexts_of(context))
     gradients = [dx, of_x.score, of_x.score_bias, of_x.value, dvalue_bias]
     return gradients if of_x.key is None else [*gradients, of_x.key]

@@ -1,5 +1,6 @@
 """`separable_gates`: the gated memory update of SAM with depthwise-separable gates."""
 
+import importlib
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,7 +12,12 @@ from fastsam.ops import _dispatch
 from fastsam.ops._check import Arguments
 from fastsam.ops.separable_gates import eager, native
 
-_IMPLEMENTATIONS: dict[str, Any] = {"eager": eager, "cpu": native, "cuda": native}
+
+def _implementation_of(backend: str) -> Any:
+    """The module with `forward` and `backward` of a back end; only the back end triton imports Triton."""
+    if backend == "triton":
+        return importlib.import_module("fastsam.ops.separable_gates.triton")
+    return eager if backend == "eager" else native
 
 
 def separable_gates(
@@ -54,7 +60,7 @@ def _separable_gates(*arguments: Any) -> tuple[Tensor, Tensor]:
         return eager.separable_gates(*arguments)
     if _dispatch.wants_gradient(arguments):
         return _SeparableGates.apply(backend, *arguments)
-    return _IMPLEMENTATIONS[backend].forward(*arguments)
+    return _implementation_of(backend).forward(*arguments)
 
 
 def check_arguments(z: Any, h: Any, m: Any, depthwise: Any, pointwise: Any, bias: Any) -> None:
@@ -80,7 +86,7 @@ def check_arguments(z: Any, h: Any, m: Any, depthwise: Any, pointwise: Any, bias
 class _SeparableGates(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, backend: str, *arguments: Tensor | None) -> tuple[Tensor, Tensor]:
-        ctx.implementation = _IMPLEMENTATIONS[backend]
+        ctx.implementation = _implementation_of(backend)
         ctx.save_for_backward(*arguments)
         return ctx.implementation.forward(*arguments)
 
@@ -92,7 +98,7 @@ class _SeparableGates(torch.autograd.Function):
 
 
 def _module(h: Tensor) -> Any:
-    return _IMPLEMENTATIONS[backends.choose("separable_gates", h.device.type, h.dtype)]
+    return _implementation_of(backends.choose("separable_gates", h))
 
 
 def _implementation(*arguments: Any) -> tuple[Tensor, Tensor]:

@@ -1,0 +1,65 @@
+"""The vocabulary of the Triton kernels: products of tiles, and the activations of the gates."""
+
+import triton
+import triton.language as tl
+
+INTERPRETED = tl.constexpr(triton.knobs.runtime.interpret)
+"""Whether kernels run in Triton's interpreter, on a CPU (TRITON_INTERPRET=1)."""
+
+
+@triton.jit
+def product(a, b, c, PRECISION: tl.constexpr):  # type: ignore[no-untyped-def]
+    """c + a b, summed in float32; PRECISION ("ieee" or "tf32") is that of float32 operands.
+
+    The interpreter multiplies the bits of bfloat16 as integers; in float32 their products are the same numbers.
+    """
+    if INTERPRETED:
+        a = a.to(tl.float32)
+        b = b.to(tl.float32)
+    return tl.dot(a, b, c, input_precision=PRECISION)
+
+
+LOG2_E = tl.constexpr(1.4426950408889634)
+LN_2_HIGH = tl.constexpr(0.693359375)  # 9 bits: a whole number below 2^15 times it is exact in float32
+LN_2_LOW = tl.constexpr(-2.12194440054690583e-4)
+ROUND = tl.constexpr(12582912.0)  # 1.5 * 2^23: the float32 numbers from there on are the whole ones
+LEAST = tl.constexpr(-87.33654)  # exp of it is the smallest normal float32
+
+
+@triton.jit
+def _exp_and_expm1(x):  # type: ignore[no-untyped-def]
+    """exp(x) and exp(x) - 1 of float32 x <= 0, to about 1 ulp each; where exp(x) is not normal, 0 and -1.
+
+    x = n ln 2 + r with |r| <= ln(2) / 2, exp(r) - 1 = r + r^2 P(r) with P of least relative error (2^-26), and
+    exp(x) - 1 = 2^n (exp(r) - 1) + (2^n - 1).
+    """
+    clamped = tl.where(x < LEAST, LEAST, x)
+    shifted = clamped * LOG2_E + ROUND
+    n = shifted - ROUND
+    r = (clamped - n * LN_2_HIGH) - n * LN_2_LOW
+    polynomial = ((0.0013947598636150 * r + 0.0083672469481826) * r + 0.0416662655770779) * r + 0.1666653752326965
+    of_rest = (polynomial * r + 0.5) * (r * r) + r
+    # The low bits of `shifted` are n in two's complement: to the exponent of 1 with them.
+    power = ((shifted.to(tl.int32, bitcast=True) << 23) + 0x3F800000).to(tl.float32, bitcast=True)
+    below = x < LEAST
+    return tl.where(below, 0.0, of_rest * power + power), tl.where(below, -1.0, of_rest * power + (power - 1.0))
+
+
+@triton.jit
+def sigmoid(x):  # type: ignore[no-untyped-def]
+    """1 / (1 + exp(-x)) of float32 x, to about 2 ulp; 0 where it is not normal."""
+    small, _ = _exp_and_expm1(tl.where(x < 0, x, -x))
+    return tl.div_rn(tl.where(x < 0, small, 1.0), 1.0 + small)
+
+
+@triton.jit
+def tanh(x):  # type: ignore[no-untyped-def]
+    """The hyperbolic tangent of float32 x, to about 2 ulp.
+
+    With e = exp(-2 |x|) it is (1 - e) / (1 + e) near 0 and 1 - 2 e / (1 + e) elsewhere, one quotient either way.
+    """
+    small, less = _exp_and_expm1(-2.0 * tl.abs(x))
+    far = small < 0.25
+    quotient = tl.div_rn(tl.where(far, 2.0 * small, -less), 1.0 + small)
+    size = tl.where(far, 1.0 - quotient, quotient)
+    return tl.where(x < 0, -size, size)

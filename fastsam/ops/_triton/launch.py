@@ -1,0 +1,32 @@
+"""How the operators call their Triton kernels."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fastsam.fastest import arithmetic
+
+
+def run(kernel: Any, grid: tuple[int, ...], like: Tensor, *arguments: Any, **constants: Any) -> None:
+    """Launch a kernel on the device of `like` and its current stream."""
+    if like.device.type == "cuda":
+        with torch.cuda.device(like.device):
+            kernel[grid](*arguments, **constants)
+    else:
+        kernel[grid](*arguments, **constants)
+
+
+def precision(like: Tensor) -> str:
+    """What `product` takes for float32 operands: "tf32" where PyTorch's own products may use it, else "ieee"."""
+    return "tf32" if arithmetic(like.dtype) == "tf32" else "ieee"
+
+
+def ceil_div(a: int, b: int) -> int:
+    """a / b, rounded up."""
+    return -(-a // b)
+
+
+def padded(count: int, least: int = 16) -> int:
+    """The size of a tile that holds `count`: the next power of two, at least 16 for the operands of a product."""
+    return max(least, 1 << (count - 1).bit_length())
