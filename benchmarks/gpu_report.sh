@@ -1,15 +1,19 @@
 #!/usr/bin/env bash
 # Builds fastsam in place on a GPU machine, runs the GPU tests and all benchmarks, and writes everything to one folder.
 #
-#   [OUT=gpu-report] [PYTHON=python3] [COMPILE_LIMIT=120] benchmarks/gpu_report.sh [options of python -m benchmarks]
+#   [OUT=gpu-report] [PYTHON=python3] [STEPS="build ..."] [COMPILE_LIMIT=120] benchmarks/gpu_report.sh [options of
+#   python -m benchmarks]
 #
-# It takes a bare checkout and a Python with PyTorch, NumPy, pytest, pytest-benchmark, pytest-timeout and Matplotlib; with
-# setuptools, pybind11 and nvcc the CUDA part is built. Nothing is fetched. A step that fails does not stop the next ones.
+# STEPS are some of: build machine cuda-tests memcheck racecheck triton-tests tune benchmarks; by default all, in this
+# order. Done in parts, the folder collects them. It takes a bare checkout and a Python with PyTorch, NumPy, pytest,
+# pytest-benchmark, pytest-timeout and Matplotlib; with setuptools, pybind11 and nvcc the CUDA part is built. Nothing is
+# fetched. A step that fails does not stop the next ones.
 set -uo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 out=${OUT:-gpu-report}
 python=${PYTHON:-python3}
+steps=${STEPS:-build machine cuda-tests memcheck racecheck triton-tests tune benchmarks}
 compile_limit=${COMPILE_LIMIT:-120}
 export MPLBACKEND=Agg PYTHONUNBUFFERED=1
 
@@ -32,21 +36,52 @@ step() { # NAME COMMAND...: run it, keep what it prints in NAME.log, remember wh
   [ "$status" -eq 0 ] || failed+=("$name")
 }
 
-gpu_tests() {
-  timeout 180 "$python" -m pytest tests --ignore=tests/training -m cuda
-  local status=$?
-  [ "$status" -ne 5 ] || { echo "there are no tests marked cuda"; return 0; }
+build() {
+  "$python" -c 'import setuptools, pybind11' 2>/dev/null ||
+    { echo "no setuptools and pybind11 here: nothing is built, Triton and the eager back end serve"; return 0; }
+  "$python" setup.py build_ext --inplace
+}
+
+machine() {
+  nvidia-smi
+  nvcc --version | tail -n 2
+  "$python" -m fastsam
+}
+
+gpu_tests() { # EXPRESSION that chooses among them
+  timeout 560 "$python" -m pytest tests/ops/test_cuda.py -m cuda -q -k "$1"
+}
+
+sanitizer() { # TOOL: one small map for each operator, forward and backward, in every dtype
+  command -v compute-sanitizer >/dev/null || { echo "compute-sanitizer is not on PATH: it comes with CUDA"; return 1; }
+  PYTORCH_NO_CUDA_MEMORY_CACHING=1 timeout 560 compute-sanitizer --tool "$1" --error-exitcode 1 \
+    --kernel-name-exclude kernel_substring=at:: "$python" -m pytest tests/ops/test_cuda.py -m cuda -q \
+    -k "not triton and test_accuracy and size2"
+}
+
+benchmark() { # one report for each arithmetic, and the lines of fastsam/fastest.txt that follow from them
+  local status=0
+  for arithmetic in float32 tf32 bfloat16 float16; do
+    local options=(--dtype "$arithmetic")
+    [ "$arithmetic" != tf32 ] || options=(--dtype float32 --tf32)
+    "$python" -m benchmarks --device cuda --out "$out" --name "report-$arithmetic" --compile-limit "$compile_limit" \
+      "${options[@]}" "$@" || status=$?
+  done
+  "$python" -m benchmarks.fastest "$out"/report-*.json | tee "$out/fastest.txt"
   return "$status"
 }
 
-if "$python" -c 'import setuptools, pybind11' 2>/dev/null; then
-  step build "$python" setup.py build_ext --inplace
-else
-  echo "gpu-report: no setuptools and pybind11 here, the eager back end serves" | tee "$out/build.log"
-fi
-step machine bash -c "nvidia-smi; nvcc --version | tail -n 2; '$python' -m fastsam"
-step tests gpu_tests
-step benchmarks "$python" -m benchmarks --device cuda --out "$out" --name report --compile-limit "$compile_limit" "$@"
+for name in $steps; do
+  case $name in
+    build | machine) step "$name" "$name" ;;
+    cuda-tests) step "$name" gpu_tests "not triton" ;;
+    triton-tests) step "$name" gpu_tests triton ;;
+    memcheck | racecheck) step "$name" sanitizer "$name" ;;
+    tune) step "$name" env FASTSAM_CACHE="$out" timeout 560 "$python" -m fastsam tune --sizes 16 32 64 ;;
+    benchmarks) step "$name" benchmark "$@" ;;
+    *) echo "gpu-report: there is no step $name; see the head of $0" >&2; exit 2 ;;
+  esac
+done
 
 [ ${#failed[@]} -eq 0 ] || { echo "gpu-report: failed: ${failed[*]}; see the logs in $out" >&2; exit 1; }
 echo "gpu-report: done in $SECONDS s, see $out"
