@@ -4,18 +4,18 @@ Notation: a map (B, C, H, W) has N = H * W positions; x_i is the column of C cha
 are the paper's.
 """
 
-import contextlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from fastsam.convert.published import check_arithmetic, published_sam
 from fastsam.modules import _check
+from fastsam.modules._projections import _at, _attention_rows, _autocast_off, _bias, _fold_scores, _fold_values, _matrix
 from fastsam.ops import self_attention, separable_gates
 from fastsam.ops._attention import Source
 from fastsam.ops._attention.gates import aggregate, attention_gates
-from fastsam.ops._dispatch import autocast_enabled
 
 
 class SelfAttentionWeights(NamedTuple):
@@ -166,18 +166,22 @@ class SAM(nn.Module):
     ever held in memory.
 
     Submodules, all `torch.nn.Conv2d`: `query`, `key`, `value`, `memory_key`, `memory_value`, `fusion` (W_z),
-    `depthwise` (no bias), `pointwise` (gate order i, g, o).
+    `depthwise` (no bias), `pointwise` (gate order i, g, o); with dense_gates, `gates` in the place of the latter two.
 
     Args:
         channels: C, channels of the hidden state and of the memory.
         attention_channels: D, channels of query and keys.
         kernel_size: k, odd; None drops the depthwise filters, the gates then are 1x1.
+        value_channels: channels of the values v_h and v_m; None makes them C, as in the paper.
+        fusion_channels: channels of Z; None makes them C, as in the paper.
+        dense_gates: one dense k x k convolution of [Z; h] to the three gates in the place of the separable one: many
+            times its arithmetic, and left to PyTorch.
         scale: factor of the scores; the paper has none.
         bias: whether the convolutions, other than the depthwise one, have biases.
         use_attention: False gates on h alone, Table 1 "w/o SA, w Mem"; there are no attention submodules then, and
-            attention_channels, scale and use_memory_attention have no effect.
-        use_memory_attention: False attends to h only, Table 1 "w/o Z_m"; `fusion` then is C -> C and `memory_key` and
-            `memory_value` do not exist.
+            attention_channels, value_channels, fusion_channels, scale and use_memory_attention have no effect.
+        use_memory_attention: False attends to h only, Table 1 "w/o Z_m"; `fusion` then takes Z_h alone, and
+            `memory_key` and `memory_value` do not exist.
         device, dtype: of the parameters.
 
     Raises:
@@ -190,6 +194,9 @@ class SAM(nn.Module):
         attention_channels: int = 16,
         kernel_size: int | None = 5,
         *,
+        value_channels: int | None = None,
+        fusion_channels: int | None = None,
+        dense_gates: bool = False,
         scale: float = 1.0,
         bias: bool = True,
         use_attention: bool = True,
@@ -201,6 +208,13 @@ class SAM(nn.Module):
         self.channels = _check.positive_int("SAM", "channels", channels)
         self.attention_channels = _check.positive_int("SAM", "attention_channels", attention_channels)
         self.kernel_size = None if kernel_size is None else _check.odd_kernel("SAM", "kernel_size", kernel_size)
+        values = channels if value_channels is None else value_channels
+        self.value_channels = _check.positive_int("SAM", "value_channels", values)
+        fused = channels if fusion_channels is None else fusion_channels
+        self.fusion_channels = _check.positive_int("SAM", "fusion_channels", fused)
+        self.dense_gates = _check.flag("SAM", "dense_gates", dense_gates)
+        if dense_gates and kernel_size is None:
+            raise ValueError("SAM: kernel_size must be an odd integer with dense_gates, got None")
         self.scale = _check.real_number("SAM", "scale", scale)
         self.use_attention = _check.flag("SAM", "use_attention", use_attention)
         self.use_memory_attention = _check.flag("SAM", "use_memory_attention", use_memory_attention) and use_attention
@@ -209,17 +223,51 @@ class SAM(nn.Module):
         if use_attention:
             self.query = nn.Conv2d(channels, attention_channels, 1, **options)
             self.key = nn.Conv2d(channels, attention_channels, 1, **options)
-            self.value = nn.Conv2d(channels, channels, 1, **options)
-            self.fusion = nn.Conv2d(2 * channels if self.use_memory_attention else channels, channels, 1, **options)
+            self.value = nn.Conv2d(channels, values, 1, **options)
+            self.fusion = nn.Conv2d(2 * values if self.use_memory_attention else values, fused, 1, **options)
         if self.use_memory_attention:
             self.memory_key = nn.Conv2d(channels, attention_channels, 1, **options)
-            self.memory_value = nn.Conv2d(channels, channels, 1, **options)
-        gated = 2 * channels if use_attention else channels
-        if kernel_size is not None:
-            self.depthwise = nn.Conv2d(
-                gated, gated, kernel_size, padding=kernel_size // 2, groups=gated, bias=False, **placement
-            )
-        self.pointwise = nn.Conv2d(gated, 3 * channels, 1, **options)
+            self.memory_value = nn.Conv2d(channels, values, 1, **options)
+        self._make_gates(fused + channels if use_attention else channels, options, placement)
+
+    def _make_gates(self, gated: int, options: dict[str, Any], placement: dict[str, Any]) -> None:
+        """The convolutions from [Z; h], or h alone, to the gates."""
+        gates = 3 * self.channels
+        if self.kernel_size is not None:
+            window: dict[str, Any] = {"kernel_size": self.kernel_size, "padding": self.kernel_size // 2}
+            if self.dense_gates:
+                self.gates = nn.Conv2d(gated, gates, **window, **options)
+                return
+            self.depthwise = nn.Conv2d(gated, gated, groups=gated, bias=False, **window, **placement)
+        self.pointwise = nn.Conv2d(gated, gates, 1, **options)
+
+    @classmethod
+    def from_module(cls, module: nn.Module | Mapping[str, Tensor]) -> "SAM":
+        """A SAM that computes what a published one does, with copies of its parameters on its device, in its dtype.
+
+        It is recognised by the names and shapes of its parameters: `self_attention_memory_module` (or `SA_Attn_Mem`) of
+        hyona-yu/SA-convlstm and its forks, `SA_Memory_Module` of johnjaejunlee95/SA_ConvLSTM, `SelfAttentionMemory` of
+        tsugumi-sys/SA-ConvLSTM-Pytorch and `SAAttnMem` of jerrywn121/TianChi_AIEarth. Of the third the convolutions
+        after the attentions are multiplied into the values; all other parameters are those of the original, the gates'
+        in the order i, g, o.
+
+        Args:
+            module: the module, of which is checked on small random maps that it computes what its names tell; or its
+                state_dict, where it cannot be.
+
+        Returns:
+            The SAM; called with (h, m) it returns (h, m), also where the original returns more.
+
+        Raises:
+            TypeError, ValueError: the module is not recognised, a parameter does not fit the others, or it computes
+                something else.
+        """
+        options, state_dict = published_sam(module)
+        sam = cls(**options, device="meta")  # parameters to be replaced: no memory, no random numbers
+        sam.load_state_dict(state_dict, assign=True)
+        if isinstance(module, nn.Module):
+            check_arithmetic(module, sam)
+        return sam
 
     def extra_repr(self) -> str:
         return f"scale={self.scale}" if self.use_attention else ""
@@ -238,7 +286,7 @@ class SAM(nn.Module):
                 value, value_bias = _fold_values(_matrix(self.fusion), self.value)
                 return SelfAttentionWeights(score_h, score_bias_h, value, value_bias + _bias(self.fusion), key_h)
             score_m, score_bias_m, key_m = _fold_scores(self.query, self.memory_key, self.scale)
-            fusion_h, fusion_m = _matrix(self.fusion).split(self.channels, dim=1)
+            fusion_h, fusion_m = _matrix(self.fusion).split(self.value_channels, dim=1)
             value_h, value_bias_h = _fold_values(fusion_h, self.value)
             value_m, value_bias_m = _fold_values(fusion_m, self.memory_value)
             value_bias = value_bias_h + value_bias_m + _bias(self.fusion)
@@ -263,16 +311,20 @@ class SAM(nn.Module):
         """
         m = self._checked_memory(h, m)
         weights = self.fold() if weights is None else weights
-        depthwise = None if self.kernel_size is None else self.depthwise.weight
-        gates = depthwise, self.pointwise.weight, self.pointwise.bias
         if not self.use_attention:
             _check.no_weights("SAM", weights)
-            return separable_gates(None, h, m, *gates)
+            return self._update(None, h, m)
         sources, value_bias = self._sources(h, m, weights)
-        if depthwise is None:
-            return attention_gates(sources, value_bias, m, *gates[1:])
-        z = aggregate(sources, value_bias)  # equations 2 to 7
-        return separable_gates(z, h, m, *gates)  # equations 8 and 9
+        if self.kernel_size is None:
+            return attention_gates(sources, value_bias, m, self.pointwise.weight, self.pointwise.bias)
+        return self._update(aggregate(sources, value_bias), h, m)
+
+    def _update(self, z: Tensor | None, h: Tensor, m: Tensor) -> tuple[Tensor, Tensor]:
+        """Equations 8 and 9."""
+        if self.dense_gates:
+            return _dense_gates(self.gates, z, h, m)
+        depthwise = None if self.kernel_size is None else self.depthwise.weight
+        return separable_gates(z, h, m, depthwise, self.pointwise.weight, self.pointwise.bias)
 
     def attention_maps(self, h: Tensor, m: Tensor | None, points: Tensor | Sequence[Sequence[int]]) -> AttentionMaps:
         """The rows alpha_h;i and alpha_m;i of equations 3 and 6 for the asked positions i, in O(P N) memory.
@@ -314,71 +366,23 @@ class SAM(nn.Module):
     def _checked_memory(self, h: Any, m: Any) -> Tensor:
         """The memory to start from, after the checks of both inputs."""
         _check.tensor("SAM", "h", h, "B", self.channels, "H", "W")
-        _check.same_kind("SAM", "h", h, self.pointwise.weight)
+        weight = (self.gates if self.dense_gates else self.pointwise).weight
+        _check.same_kind("SAM", "h", h, weight)
         if m is None:
             return torch.zeros_like(h)
         _check.tensor("SAM", "m", m, *h.shape)
-        _check.same_kind("SAM", "m", m, self.pointwise.weight)
+        _check.same_kind("SAM", "m", m, weight)
         return m
 
 
-def projects_keys(channels: int, attention_channels: int) -> bool:
-    """Whether the operator projects the keys itself (D channels a key) instead of folding them into the queries (C).
-
-    A pair of positions costs D multiply-adds for its score with projected keys, C with folded ones; the projection of
-    the keys has to be paid for, so it must save at least half.
-    """
-    return 2 * attention_channels < channels
-
-
-def _autocast_off(parameter: Tensor) -> contextlib.AbstractContextManager[Any]:
-    """Composed weights multiply rounding errors: they are computed in the parameters' own dtype."""
-    if autocast_enabled(parameter):
-        return torch.autocast(parameter.device.type, enabled=False)
-    return contextlib.nullcontext()
-
-
-def _matrix(projection: nn.Conv2d) -> Tensor:
-    """The weight of a 1x1 convolution as a matrix (outputs, inputs)."""
-    return projection.weight.flatten(1)
-
-
-def _bias(projection: nn.Conv2d) -> Tensor:
-    if projection.bias is None:
-        return projection.weight.new_zeros(projection.out_channels)
-    return projection.bias
-
-
-def _fold_scores(query: nn.Conv2d, key: nn.Conv2d, scale: float) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Score weights, score bias, and key weights or None: e_ij up to terms in i alone, which the softmax cancels.
-
-    e_ij = scale (W_q x_i + b_q) . (W_k y_j + b_k), where b_k meets only x_i: it cancels. Its zero gradient must exist
-    (data-parallel training reduces every parameter's), hence the term that is zero.
-    """
-    weight, bias = scale * _matrix(query), scale * _bias(query) + 0.0 * _bias(key)
-    if projects_keys(key.in_channels, key.out_channels):
-        return weight, bias, _matrix(key)
-    transposed_key = _matrix(key).T
-    return transposed_key @ weight, transposed_key @ bias, None
-
-
-def _fold_values(outer: Tensor, value: nn.Conv2d) -> tuple[Tensor, Tensor]:
-    """The matrix and the bias of `outer` after the value projection."""
-    return outer @ _matrix(value), outer @ _bias(value)
+def _dense_gates(gates: nn.Conv2d, z: Tensor | None, h: Tensor, m: Tensor) -> tuple[Tensor, Tensor]:
+    """h^ and m' by plain PyTorch: no operator has the blend alone, and the convolution outweighs it by far."""
+    i, g, o = gates(h if z is None else torch.cat([z, h], dim=1)).chunk(3, dim=1)
+    i = i.sigmoid()
+    m = (1 - i) * m + i * g.tanh()
+    return o.sigmoid() * m, m
 
 
 def _attend(x: Tensor, weights: SelfAttentionWeights) -> Tensor:
     *operands, key = weights
     return self_attention(x, *operands, key=key)
-
-
-def _at(points: Tensor, x: Tensor) -> Tensor:
-    """The columns of a map (B, C, H, W) at the points (P, 2), as a map (B, C, P, 1)."""
-    rows, columns = points.to(x.device).unbind(dim=1)
-    return x[:, :, rows, columns].unsqueeze(-1)
-
-
-def _attention_rows(asked: Tensor, x: Tensor, query: nn.Conv2d, key: nn.Conv2d, scale: float) -> Tensor:
-    """Attention (B, P, H, W) of the asked columns (B, C, P, 1) over the positions of x: equations 2 and 3."""
-    q, k = scale * query(asked).flatten(2), key(x).flatten(2)
-    return torch.softmax(q.mT @ k, dim=-1).unflatten(-1, x.shape[2:])

@@ -14,7 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import fastsam
 from fastsam.modules import SAM, SAMWeights, SelfAttention, SelfAttentionWeights
-from fastsam.modules.attention import projects_keys
+from fastsam.modules._projections import projects_keys
 
 Case = dict[str, Any]
 
@@ -40,7 +40,7 @@ def random_cases(count: int) -> list[Case]:
     return cases
 
 
-def make(case: Case, dtype: torch.dtype = torch.float64, **options: bool) -> tuple[SAM, Tensor, Tensor]:
+def make(case: Case, dtype: torch.dtype = torch.float64, **options: Any) -> tuple[SAM, Tensor, Tensor]:
     torch.manual_seed(0)
     sizes = {name: case[name] for name in ("channels", "attention_channels", "kernel_size", "scale", "bias")}
     sam = SAM(**sizes, **options, dtype=torch.float64)
@@ -102,10 +102,44 @@ def test_sam_equals_the_equations(case: Case, backend_name: str) -> None:
 
 
 @pytest.mark.parametrize("case", random_cases(6), ids=str)
-@pytest.mark.parametrize("options", [{"use_memory_attention": False}, {"use_attention": False}], ids=str)
-def test_sam_variants_equal_the_equations(case: Case, options: dict[str, bool], backend_name: str) -> None:
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"use_memory_attention": False},
+        {"use_attention": False},
+        {"value_channels": 5, "fusion_channels": 9},
+        {"value_channels": 2, "fusion_channels": 3, "use_memory_attention": False},
+    ],
+    ids=str,
+)
+def test_sam_variants_equal_the_equations(case: Case, options: dict[str, Any], backend_name: str) -> None:
     sam, h, m = make(case, **options)
     assert_close(through_module(sam, h, m), through_oracle(oracle.sam, sam, h, m))
+
+
+@pytest.mark.parametrize("options", [{}, {"fusion_channels": 3}, {"use_attention": False}], ids=str)
+def test_dense_gates_hold_the_separable_ones(options: dict[str, Any], backend_name: str) -> None:
+    torch.manual_seed(0)
+    separable, dense = (SAM(8, 3, 3, dense_gates=dense, dtype=torch.float64, **options) for dense in (False, True))
+    state_dict = separable.state_dict()
+    product = state_dict.pop("pointwise.weight") * state_dict.pop("depthwise.weight").squeeze(1)
+    bias = state_dict.pop("pointwise.bias")
+    dense.load_state_dict({**state_dict, "gates.weight": product, "gates.bias": bias})
+    h, m = (torch.randn(2, 8, 5, 6, dtype=torch.float64) for _ in range(2))
+    actual, expected = through_module(dense, h, m), through_module(separable, h, m)
+    assert actual.keys() - expected.keys() == {"gradient of gates.weight", "gradient of gates.bias"}
+    assert_close(actual, {name: value for name, value in expected.items() if name in actual})
+
+
+def test_bad_shapes_of_values_and_gates() -> None:
+    for options, error, message in (
+        ({"value_channels": 0}, ValueError, "SAM: value_channels must be at least 1, got 0"),
+        ({"fusion_channels": 4.0}, TypeError, "SAM: fusion_channels must be a positive integer, got 4.0"),
+        ({"dense_gates": 1}, TypeError, "SAM: dense_gates must be True or False, got 1"),
+        ({"dense_gates": True, "kernel_size": None}, ValueError, "SAM: kernel_size must be an odd .*, got None"),
+    ):
+        with pytest.raises(error, match=message):
+            SAM(8, **options)
 
 
 def float32_errors(case: Case, gain: float) -> dict[str, tuple[float, float]]:
@@ -254,6 +288,8 @@ def test_state_dict_has_the_names_of_the_paper() -> None:
     gates_only = {"depthwise.weight", "pointwise.weight", "pointwise.bias"}
     assert set(SAM(8, use_attention=False).state_dict()) == gates_only
     assert set(SAM(8, kernel_size=None).state_dict()) == expected - {"depthwise.weight"}
+    separable = {"depthwise.weight", "pointwise.weight", "pointwise.bias"}
+    assert set(SAM(8, dense_gates=True).state_dict()) == expected - separable | {"gates.weight", "gates.bias"}
     assert SAM(8, use_memory_attention=False).fusion.weight.shape == (8, 8, 1, 1)
 
 
@@ -318,9 +354,11 @@ def test_bfloat16_parameters(module: nn.Module) -> None:
         torch.testing.assert_close(low.float(), full, atol=0.05, rtol=0.05)
 
 
-@pytest.mark.parametrize("attention_channels", [2, 8])
-def test_autocast_folds_in_full_precision_and_trains(attention_channels: int, backend_name: str) -> None:
-    sam = SAM(8, attention_channels)
+@pytest.mark.parametrize("attention_channels, dense_gates", [(2, False), (8, False), (2, True)])
+def test_autocast_folds_in_full_precision_and_trains(
+    attention_channels: int, dense_gates: bool, backend_name: str
+) -> None:
+    sam = SAM(8, attention_channels, dense_gates=dense_gates)
     h, m = torch.randn(2, 8, 5, 6), torch.randn(2, 8, 5, 6)
     expected, weights = sam(h, m), sam.fold()
     with torch.autocast("cpu", torch.bfloat16):
@@ -335,7 +373,9 @@ def test_autocast_folds_in_full_precision_and_trains(attention_channels: int, ba
 
 
 @pytest.mark.parametrize(
-    "options", [{}, {"attention_channels": 2}, {"use_memory_attention": False}, {"use_attention": False}], ids=str
+    "options",
+    [{}, {"attention_channels": 2}, {"use_memory_attention": False}, {"use_attention": False}, {"dense_gates": True}],
+    ids=str,
 )
 def test_a_step_compiles_into_one_graph(options: dict[str, Any], backend_name: str) -> None:
     torch.compiler.reset()
