@@ -1,21 +1,47 @@
 """Fused self-attention memory (SAM) for recurrent spatiotemporal predictors.
 
 `fastsam.SAM` drops into existing PyTorch models; `fastsam.SAConvLSTM` and the other named models are complete
-predictors; `fastsam.ops` holds the operators underneath. `fastsam.info()` tells what is built and what would be chosen.
+predictors; `fastsam.ops` holds the operators underneath; `fastsam.convert` reads checkpoints of published code.
+`fastsam.info()` tells what is built and what would be chosen.
 """
 
-from fastsam import ops
+from fastsam import convert, ops
 from fastsam._version import __version__
 from fastsam.backends import backend
 from fastsam.info import info
-from fastsam.models import ABLATION, BaseModel, ConvLSTM, SAConvLSTM, ablation
-from fastsam.modules import SAM, BaseCell, ConvLSTMCell, Forecaster, RecurrentCell, SAConvLSTMCell, SelfAttention
+from fastsam.models import (
+    ABLATION,
+    CMSLSTM,
+    TRANSPLANTS,
+    BaseModel,
+    ConvLSTM,
+    SAConvLSTM,
+    Transplant,
+    ablation,
+    transplant,
+)
+from fastsam.modules import (
+    SAM,
+    BaseCell,
+    CMSLSTMCell,
+    ContextEmbedding,
+    ConvLSTMCell,
+    Forecaster,
+    RecurrentCell,
+    SAConvLSTMCell,
+    SelfAttention,
+    SpatiotemporalExpression,
+)
 
 __all__ = [
     "ABLATION",
+    "CMSLSTM",
     "SAM",
+    "TRANSPLANTS",
     "BaseCell",
     "BaseModel",
+    "CMSLSTMCell",
+    "ContextEmbedding",
     "ConvLSTM",
     "ConvLSTMCell",
     "Forecaster",
@@ -23,9 +49,13 @@ __all__ = [
     "SAConvLSTM",
     "SAConvLSTMCell",
     "SelfAttention",
+    "SpatiotemporalExpression",
+    "Transplant",
     "__version__",
     "ablation",
     "backend",
+    "convert",
     "info",
     "ops",
+    "transplant",
 ]

@@ -1,9 +1,13 @@
-"""The models of "Self-Attention ConvLSTM for Spatiotemporal Prediction" by name, and its ablation (Table 1).
+"""The models of the two papers by name, and the rows of their ablations.
 
-Without arguments a model has the paper's MovingMNIST configuration (section 4.1): four layers of 64 hidden channels,
-5x5 convolutions, layer norm, patches of 4x4 pixels; 16 attention channels where there is attention. The 1x1 embedding
-of the patches is not described in the paper, but with it the parameters number a third of Table 2's counts (Adam's
-slots are in those) within half a percent.
+Section and table numbers are those of "Self-Attention ConvLSTM for Spatiotemporal Prediction" for `ConvLSTM`,
+`BaseModel`, `SAConvLSTM` and `ablation`, and those of "CMS-LSTM: Context-Embedding and Multi-Scale
+Spatiotemporal-Expression LSTM for Video Prediction" for `CMSLSTM`, `Transplant` and `transplant`.
+
+Without arguments a model has its paper's MovingMNIST configuration: four layers of 64 hidden channels and patches of
+4x4 pixels. The models of the first (section 4.1) have 5x5 convolutions, layer norm, and 16 attention channels where
+there is attention. The 1x1 embedding of the patches is not described in that paper, but with it the parameters number a
+third of Table 2's counts (Adam's slots are in those) within half a percent.
 """
 
 from collections.abc import Sequence
@@ -11,7 +15,17 @@ from typing import Any
 
 import torch
 
-from fastsam.modules import BaseCell, ConvLSTMCell, Forecaster, RecurrentCell, SAConvLSTMCell
+from fastsam.modules import (
+    BaseCell,
+    CMSLSTMCell,
+    ConvLSTMCell,
+    Forecaster,
+    RecurrentCell,
+    SAConvLSTMCell,
+    TransplantCell,
+    _check,
+)
+from fastsam.modules.cms_blocks import checked_size
 
 
 class _PaperModel(Forecaster):
@@ -63,6 +77,69 @@ class SAConvLSTM(_PaperModel):
     cell_class = SAConvLSTMCell
 
 
+class Transplant(_PaperModel):
+    """CE and SE around the cells of another model: a `Forecaster` of `TransplantCell`, whose arguments it takes.
+
+    For example Transplant(backbone="sa_convlstm", scales=None), with kernel_size and other arguments of the backbone.
+    SE wants maps of patches whose height and width every scale divides.
+    """
+
+    cell_class = TransplantCell
+
+
+class CMSLSTM(Forecaster):
+    """CMS-LSTM: a `Forecaster` of `CMSLSTMCell`.
+
+    Without arguments it is the published MovingMNIST model, with its kernel_size of 3 (5 in the paper's figures) and
+    its 7,967,580 parameters, of which 12 have no effect (see `fastsam.modules.cms_blocks.WindowAttention`).
+    `fastsam.convert.cms_lstm` reads its checkpoints. For the frames of TaxiBJ: CMSLSTM(in_channels=2,
+    patch_size=2, frame_size=(32, 32)).
+
+    Args:
+        frame_size: (height, width) of the frames. The layer norms have a scale and shift for each channel and position
+            of a map, and the model serves frames of this size only. None gives them one scale and shift a channel,
+            GroupNorm(1, C), for frames of any size that makes maps of patches which the scales divide.
+        kernel_size, use_context, scales, forget_bias: of `CMSLSTMCell`.
+        in_channels, hidden_channels, patch_size, embed_channels, device, dtype: of `Forecaster`.
+
+    Raises:
+        TypeError, ValueError: an argument is not of the kind or in the range given there; a scale does not divide the
+            map of patches.
+    """
+
+    def __init__(
+        self,
+        in_channels: int = 1,
+        hidden_channels: Sequence[int] = (64, 64, 64, 64),
+        *,
+        patch_size: int = 4,
+        embed_channels: int | None = 64,
+        frame_size: Sequence[int] | None = (64, 64),
+        kernel_size: int = 3,
+        use_context: bool = True,
+        scales: Sequence[int] | None = (1, 2, 4),
+        forget_bias: float = 1.0,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        frame = checked_size("CMSLSTM", "frame_size", frame_size)
+        p = _check.positive_int("CMSLSTM", "patch_size", patch_size)
+        super().__init__(
+            CMSLSTMCell,
+            in_channels,
+            hidden_channels,
+            patch_size=patch_size,
+            embed_channels=embed_channels,
+            kernel_size=kernel_size,
+            use_context=use_context,
+            scales=scales,
+            map_size=None if frame is None else (-(-frame[0] // p), -(-frame[1] // p)),
+            forget_bias=forget_bias,
+            device=device,
+            dtype=dtype,
+        )
+
+
 ABLATION: dict[str, str] = {
     "convlstm": "ConvLSTM",
     "base": "w SA, w/o Mem",
@@ -72,12 +149,44 @@ ABLATION: dict[str, str] = {
 }
 """The rows of Table 1: the name that `ablation` takes, and the paper's label."""
 
-_ROWS: dict[str, tuple[type[_PaperModel], dict[str, Any]]] = {
+_Rows = dict[str, tuple[type[Forecaster], dict[str, Any]]]
+
+_ROWS: _Rows = {
     "convlstm": (ConvLSTM, {}),
     "base": (BaseModel, {}),
     "memory": (SAConvLSTM, {"use_attention": False}),
     "sa_convlstm_without_zm": (SAConvLSTM, {"use_memory_attention": False}),
     "sa_convlstm": (SAConvLSTM, {}),
+}
+
+TRANSPLANTS: dict[str, str] = {
+    "convlstm": "ConvLSTM",
+    "convlstm_ce": "ConvLSTM w CE, w/o SE",
+    "convlstm_ce_se1": "ConvLSTM w CE, w 1-scale SE",
+    "convlstm_se": "ConvLSTM w/o CE, w SE",
+    "convlstm_ce_se2": "ConvLSTM w CE, w 2-scale SE",
+    "convlstm_ce_se": "ConvLSTM w CE, w SE",
+    "sa_convlstm": "SA-ConvLSTM",
+    "sa_convlstm_se": "SA-ConvLSTM w/o CE, w SE",
+    "sa_convlstm_ce": "SA-ConvLSTM w CE, w/o SE",
+    "sa_convlstm_ce_se": "SA-ConvLSTM w CE, w SE",
+}
+"""The rows of Table 3: the name that `transplant` takes, and the paper's label. The last one is not in the table."""
+
+_SA: dict[str, Any] = {"backbone": "sa_convlstm"}
+
+# The paper makes its ConvLSTM rows by removing blocks from CMS-LSTM.
+_TRANSPLANT_ROWS: _Rows = {
+    "convlstm": (CMSLSTM, {"use_context": False, "scales": None}),
+    "convlstm_ce": (CMSLSTM, {"use_context": True, "scales": None}),
+    "convlstm_ce_se1": (CMSLSTM, {"use_context": True, "scales": (1,)}),
+    "convlstm_se": (CMSLSTM, {"use_context": False, "scales": (1, 2, 4)}),
+    "convlstm_ce_se2": (CMSLSTM, {"use_context": True, "scales": (1, 2)}),
+    "convlstm_ce_se": (CMSLSTM, {"use_context": True, "scales": (1, 2, 4)}),
+    "sa_convlstm": (SAConvLSTM, {}),
+    "sa_convlstm_se": (Transplant, {**_SA, "use_context": False, "scales": (1, 2, 4)}),
+    "sa_convlstm_ce": (Transplant, {**_SA, "use_context": True, "scales": None}),
+    "sa_convlstm_ce_se": (Transplant, {**_SA, "use_context": True, "scales": (1, 2, 4)}),
 }
 
 
@@ -91,12 +200,30 @@ def ablation(name: str, **overrides: Any) -> Forecaster:
     Raises:
         TypeError, ValueError: no such row; an override that the model does not take, or that would change the row.
     """
+    return _make("ablation", _ROWS, ("use_attention", "use_memory_attention"), name, overrides)
+
+
+def transplant(name: str, **overrides: Any) -> Forecaster:
+    """The model of a row of Table 3: CE and SE in ConvLSTM, which together are CMS-LSTM, and in SA-ConvLSTM.
+
+    Args:
+        name: a key of `TRANSPLANTS`.
+        **overrides: arguments of the model, other than the ones that make the row what it is.
+
+    Raises:
+        TypeError, ValueError: no such row; an override that the model does not take, or that would change the row.
+    """
+    return _make("transplant", _TRANSPLANT_ROWS, ("backbone", "use_context", "scales"), name, overrides)
+
+
+def _make(function: str, rows: _Rows, fixed: Sequence[str], name: Any, overrides: dict[str, Any]) -> Forecaster:
+    """The model of a row, `fixed` being the arguments in which rows differ."""
     if not isinstance(name, str):
-        raise TypeError(f"ablation: name must be a string, one of {', '.join(map(repr, _ROWS))}, got {name!r}")
-    if name not in _ROWS:
-        raise ValueError(f"ablation: there is no row {name!r}, known are {', '.join(map(repr, _ROWS))}")
-    model, row = _ROWS[name]
-    for option in ("use_attention", "use_memory_attention"):
+        raise TypeError(f"{function}: name must be a string, one of {', '.join(map(repr, rows))}, got {name!r}")
+    if name not in rows:
+        raise ValueError(f"{function}: there is no row {name!r}, known are {', '.join(map(repr, rows))}")
+    for option in fixed:
         if option in overrides:
-            raise TypeError(f"ablation: {option} is what makes the rows differ, it cannot be overridden")
+            raise TypeError(f"{function}: {option} is what makes the rows differ, it cannot be overridden")
+    model, row = rows[name]
     return model(**row, **overrides)

@@ -54,8 +54,8 @@ class Forecaster(nn.Module):
         **cell_options: Any,
     ) -> None:
         super().__init__()
-        make_cell = _cell_class(cell)
-        _check_options(make_cell, cell_options)
+        make_cell = cell_class("Forecaster", "cell", cell)
+        check_options(make_cell, cell_options)
         self.in_channels = _check.positive_int("Forecaster", "in_channels", in_channels)
         self.hidden_channels = _layer_sizes(hidden_channels)
         self.patch_size = _check.positive_int("Forecaster", "patch_size", patch_size)
@@ -276,17 +276,18 @@ def _next_input(prediction: Tensor, k: int, truth: Tensor | None, truth_mask: Te
     return torch.where(truth_mask[:, k, None, None, None], truth[:, k], prediction)
 
 
-def _cell_class(cell: Any) -> type[RecurrentCell]:
+def cell_class(owner: str, name: str, cell: Any) -> type[RecurrentCell]:
+    """The class of a cell given by its name or as it is."""
     if isinstance(cell, str):
         if cell not in CELLS:
-            raise ValueError(f"Forecaster: there is no cell {cell!r}, known are {', '.join(map(repr, CELLS))}")
+            raise ValueError(f"{owner}: there is no cell {cell!r}, known are {', '.join(map(repr, CELLS))}")
         return CELLS[cell]
     if not (isinstance(cell, type) and issubclass(cell, RecurrentCell)):
-        raise TypeError(f"Forecaster: cell must be a name or a subclass of fastsam.modules.RecurrentCell, got {cell!r}")
+        raise TypeError(f"{owner}: {name} must be a name or a subclass of fastsam.modules.RecurrentCell, got {cell!r}")
     return cell
 
 
-def _check_options(cell: type[RecurrentCell], options: dict[str, Any]) -> None:
+def check_options(cell: type[RecurrentCell], options: dict[str, Any]) -> None:
     """Check that the cell's constructor takes these keyword arguments."""
     parameters = list(inspect.signature(cell).parameters.values())
     if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):

@@ -10,10 +10,26 @@ import torch
 import torch.multiprocessing
 from torch import nn
 
-from fastsam.models import ABLATION, BaseModel, ConvLSTM, SAConvLSTM, ablation
-from fastsam.modules import BaseCell, ConvLSTMCell, Forecaster, SAConvLSTMCell
+from fastsam.models import (
+    ABLATION,
+    CMSLSTM,
+    TRANSPLANTS,
+    BaseModel,
+    ConvLSTM,
+    SAConvLSTM,
+    Transplant,
+    ablation,
+    transplant,
+)
+from fastsam.modules import BaseCell, CMSLSTMCell, ConvLSTMCell, Forecaster, SAConvLSTMCell, TransplantCell
 
 SMALL: dict[str, Any] = {"hidden_channels": (4, 6), "patch_size": 2, "embed_channels": 3, "kernel_size": 3}
+
+
+def small_transplant(row: str) -> Forecaster:
+    """The row for frames of 8 x 8."""
+    size = {} if row.startswith("sa_") else {"frame_size": (8, 8)}
+    return transplant(row, **SMALL, **size)
 
 
 def count(model: nn.Module) -> int:
@@ -82,6 +98,81 @@ def test_rows_of_the_ablation() -> None:
     ]
 
 
+def context_parameters(c: int, k: int, positions: int) -> int:
+    """CE between equal numbers of channels; positions: how many scales and shifts a norm has a channel."""
+    return 2 * c * c * k * k + 2 * 2 * c * positions
+
+
+def expression_parameters(c: int, scales: int, positions: int, positions_of_both: int) -> int:
+    attention = scales * (3 * pointwise(c, c) + 1)
+    convolutions = (scales + 3 + 3) * c * c * 25 + c
+    return attention + convolutions + pointwise(2 * c, c) + 2 * c * ((3 + 3 + 1) * positions + positions_of_both)
+
+
+@pytest.mark.parametrize("row", TRANSPLANTS)
+def test_parameter_counts_of_the_transplants(row: str) -> None:
+    c, scales = 64, {"1": 1, "2": 2, "e": 3}[row[-1]] if "_se" in row else 0
+    ends = pointwise(16, c) + pointwise(c, 16)
+    if row.startswith("sa_"):
+        k, positions = 5, (1, 1)
+        cell = (expected_parameters("sa_convlstm") - ends) // 4
+    else:
+        k, positions = 3, (16 * 16, 16 * 32)
+        cell = 2 * c * 4 * c * k * k + 2 * c * (4 + 4 + 1) * positions[0]
+    cell += context_parameters(c, k, positions[0]) if "_ce" in row else 0
+    cell += expression_parameters(c, scales, *positions) if scales else 0
+    assert count(transplant(row, device="meta")) == ends + 4 * cell
+
+
+def test_rows_of_the_transplants() -> None:
+    models = {row: small_transplant(row) for row in TRANSPLANTS}
+    assert {type(model.cells[0]) for row, model in models.items() if not row.startswith("sa_")} == {CMSLSTMCell}
+    transplanted = {type(model.cells[0].cell) for model in models.values() if isinstance(model, Transplant)}
+    assert transplanted == {SAConvLSTMCell} and type(models["sa_convlstm"]) is SAConvLSTM
+    blocks = {
+        row: (model.cells[0].context is not None, getattr(model.cells[0].expression, "scales", None))
+        for row, model in models.items()
+        if row != "sa_convlstm"
+    }
+    assert blocks == {
+        "convlstm": (False, None),
+        "convlstm_ce": (True, None),
+        "convlstm_ce_se1": (True, (1,)),
+        "convlstm_se": (False, (1, 2, 4)),
+        "convlstm_ce_se2": (True, (1, 2)),
+        "convlstm_ce_se": (True, (1, 2, 4)),
+        "sa_convlstm_se": (False, (1, 2, 4)),
+        "sa_convlstm_ce": (True, None),
+        "sa_convlstm_ce_se": (True, (1, 2, 4)),
+    }
+
+
+def test_defaults_are_the_published_cms_lstm() -> None:
+    model = CMSLSTM(device="meta")
+    assert model.in_channels == 1 and model.patch_size == 4 and model.hidden_channels == (64, 64, 64, 64)
+    for cell in model.cells:
+        assert cell.context.kernel_size == cell.cell.kernel_size == 3 and cell.context.steps == 5
+        assert cell.expression.scales == (1, 2, 4) and cell.cell.forget_bias == 1
+        assert cell.expression.merge_norm.normalized_shape == (64, 16, 32)
+    assert isinstance(CMSLSTM(frame_size=None, device="meta").cells[0].expression.merge_norm, nn.GroupNorm)
+    assert CMSLSTM(frame_size=(61, 30), patch_size=4, device="meta").cells[0].cell.map_size == (16, 8)
+    assert all(type(cell) is TransplantCell for cell in Transplant(device="meta").cells)
+
+
+@pytest.mark.parametrize("row", TRANSPLANTS)
+@pytest.mark.parametrize("read, horizon", [(1, 1), (2, 2)])
+def test_every_parameter_of_a_transplant_has_a_gradient(row: str, read: int, horizon: int, backend_name: str) -> None:
+    torch.manual_seed(0)
+    model = small_transplant(row)
+    model(torch.randn(2, read, 1, 8, 8), horizon).square().sum().backward()
+    for name, parameter in model.named_parameters():
+        assert parameter.grad is not None, name
+        assert parameter.grad.isfinite().all(), name
+        without_effect = name.endswith(("key.bias", "gamma"))
+        if read > 1:
+            assert parameter.grad.any() != without_effect, name
+
+
 @pytest.mark.parametrize("row", ABLATION)
 @pytest.mark.parametrize("layer_norm", [False, True])
 @pytest.mark.parametrize("read, horizon", [(1, 1), (2, 2)])
@@ -127,13 +218,14 @@ def train_in_parallel(rank: int, rendezvous: str, results: str) -> None:
     torch.set_num_threads(1)
     torch.distributed.init_process_group("gloo", init_method=f"file://{rendezvous}", rank=rank, world_size=2)
     norms = {}
-    for row in ABLATION:
+    makers = {row: lambda row=row: ablation(row, layer_norm=True, **SMALL) for row in ABLATION}
+    for row, make in (makers | {"cms": lambda: small_transplant("convlstm_ce_se")}).items():
         torch.manual_seed(0)
-        model = nn.parallel.DistributedDataParallel(ablation(row, layer_norm=True, **SMALL))
+        model = nn.parallel.DistributedDataParallel(make())
         torch.manual_seed(rank)
         for _ in range(2):
             model.zero_grad()
-            model(torch.randn(1, 2, 1, 4, 4), 2).square().sum().backward()
+            model(torch.randn(1, 2, 1, 8, 8), 2).square().sum().backward()
         norms[row] = torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
     torch.save(norms, f"{results}-{rank}")
     torch.distributed.destroy_process_group()
@@ -150,5 +242,6 @@ def test_data_parallel_training(tmp_path: Path) -> None:
         process.join(120)
     assert [process.exitcode for process in processes] == [0, 0]
     first, second = (torch.load(f"{arguments[1]}-{rank}") for rank in range(2))
-    for row in ABLATION:
+    assert len(first) == len(ABLATION) + 1
+    for row in first:
         assert torch.equal(first[row], second[row])
