@@ -5,9 +5,10 @@ predictors; `fastsam.ops` holds the operators underneath; `fastsam.convert` read
 `fastsam.info()` tells what is built and what would be chosen.
 """
 
-from fastsam import convert, ops
+from fastsam import comparators, convert, ops
 from fastsam._version import __version__
 from fastsam.backends import backend
+from fastsam.comparators import E3DLSTM, MIM, MIMStar, PredRNN, PredRNNPlusPlus, TrajGRU
 from fastsam.info import info
 from fastsam.models import (
     ABLATION,
@@ -36,6 +37,8 @@ from fastsam.modules import (
 __all__ = [
     "ABLATION",
     "CMSLSTM",
+    "E3DLSTM",
+    "MIM",
     "SAM",
     "TRANSPLANTS",
     "BaseCell",
@@ -45,15 +48,20 @@ __all__ = [
     "ConvLSTM",
     "ConvLSTMCell",
     "Forecaster",
+    "MIMStar",
+    "PredRNN",
+    "PredRNNPlusPlus",
     "RecurrentCell",
     "SAConvLSTM",
     "SAConvLSTMCell",
     "SelfAttention",
     "SpatiotemporalExpression",
+    "TrajGRU",
     "Transplant",
     "__version__",
     "ablation",
     "backend",
+    "comparators",
     "convert",
     "info",
     "ops",

@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 
+from fastsam.comparators import PREDRNN_TRANSPLANT_ROWS, PREDRNN_TRANSPLANTS
 from fastsam.modules import (
     BaseCell,
     CMSLSTMCell,
@@ -169,9 +170,10 @@ TRANSPLANTS: dict[str, str] = {
     "sa_convlstm": "SA-ConvLSTM",
     "sa_convlstm_se": "SA-ConvLSTM w/o CE, w SE",
     "sa_convlstm_ce": "SA-ConvLSTM w CE, w/o SE",
-    "sa_convlstm_ce_se": "SA-ConvLSTM w CE, w SE",
+    "sa_convlstm_ce_se": "SA-ConvLSTM w CE, w SE",  # not in the table
+    **PREDRNN_TRANSPLANTS,
 }
-"""The rows of Table 3: the name that `transplant` takes, and the paper's label. The last one is not in the table."""
+"""The rows of Table 3: the name that `transplant` takes, and the paper's label."""
 
 _SA: dict[str, Any] = {"backbone": "sa_convlstm"}
 
@@ -187,6 +189,7 @@ _TRANSPLANT_ROWS: _Rows = {
     "sa_convlstm_se": (Transplant, {**_SA, "use_context": False, "scales": (1, 2, 4)}),
     "sa_convlstm_ce": (Transplant, {**_SA, "use_context": True, "scales": None}),
     "sa_convlstm_ce_se": (Transplant, {**_SA, "use_context": True, "scales": (1, 2, 4)}),
+    **PREDRNN_TRANSPLANT_ROWS,
 }
 
 
@@ -204,7 +207,7 @@ def ablation(name: str, **overrides: Any) -> Forecaster:
 
 
 def transplant(name: str, **overrides: Any) -> Forecaster:
-    """The model of a row of Table 3: CE and SE in ConvLSTM, which together are CMS-LSTM, and in SA-ConvLSTM.
+    """The model of a row of Table 3: CE and SE in ConvLSTM, which is CMS-LSTM then, in PredRNN and in SA-ConvLSTM.
 
     Args:
         name: a key of `TRANSPLANTS`.

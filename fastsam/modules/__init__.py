@@ -4,6 +4,7 @@ The blocks of CMS-LSTM are modules of their own, and go around other cells as we
 """
 
 from fastsam.modules.attention import SAM, AttentionMaps, SAMWeights, SelfAttention, SelfAttentionWeights
+from fastsam.modules.causal_lstm import CausalLSTMCell, GradientHighwayUnit
 from fastsam.modules.cells import (
     CELLS,
     BaseCell,
@@ -22,7 +23,11 @@ from fastsam.modules.cms import (
     TransplantCell,
 )
 from fastsam.modules.cms_blocks import ContextEmbedding, ExpressionWeights, SpatiotemporalExpression
+from fastsam.modules.e3d_lstm import E3DLSTMCell
 from fastsam.modules.forecaster import Forecaster, patchify, unpatchify
+from fastsam.modules.mim import CausalMIMCell, MIMCell
+from fastsam.modules.predrnn import STLSTMCell
+from fastsam.modules.traj_gru import TrajGRUCell
 
 __all__ = [
     "CELLS",
@@ -31,21 +36,28 @@ __all__ = [
     "BaseCell",
     "BaseCellWeights",
     "CMSLSTMCell",
+    "CausalLSTMCell",
+    "CausalMIMCell",
     "CellWithBlocks",
     "CellWithBlocksWeights",
     "ContextEmbedding",
     "ConvLSTMCell",
     "ConvLSTMState",
+    "E3DLSTMCell",
     "ExpressionWeights",
     "Forecaster",
+    "GradientHighwayUnit",
+    "MIMCell",
     "NormalisedConvLSTMCell",
     "RecurrentCell",
     "SAConvLSTMCell",
     "SAConvLSTMState",
     "SAMWeights",
+    "STLSTMCell",
     "SelfAttention",
     "SelfAttentionWeights",
     "SpatiotemporalExpression",
+    "TrajGRUCell",
     "TransplantCell",
     "patchify",
     "unpatchify",
