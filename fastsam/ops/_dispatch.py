@@ -42,12 +42,12 @@ def without_autocast(function: Callable[..., Any], *arguments: Any) -> Any:
     """
     device_type = next(argument.device.type for argument in arguments if isinstance(argument, Tensor))
     dtype = torch.float32 if device_type == "cpu" else torch.get_autocast_dtype(device_type)
-    cast = (
-        argument.to(dtype) if isinstance(argument, Tensor) and argument.dtype in _CAST_FROM else argument
-        for argument in arguments
-    )
+    cast: dict[int, Tensor] = {}  # a tensor given twice, as SAM's memory is, stays one tensor
+    for argument in arguments:
+        if isinstance(argument, Tensor) and argument.dtype in _CAST_FROM and id(argument) not in cast:
+            cast[id(argument)] = argument.to(dtype)
     with torch.autocast(device_type, enabled=False):
-        return function(*cast)
+        return function(*(cast.get(id(argument), argument) for argument in arguments))
 
 
 def needs_registered_operator(tensors: Sequence[Any]) -> bool:

@@ -6,15 +6,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fastsam import backends
 from fastsam.ops import _dispatch
-from fastsam.ops._attention import Source, native
+from fastsam.ops._attention import Context, Source, implementation, native
 from fastsam.ops._attention.autograd import contexts_of, flatten, sources_of
 from fastsam.ops.double_attention import check_arguments as check_double_attention
 from fastsam.ops.double_attention import double_attention
 from fastsam.ops.self_attention import check_arguments as check_self_attention
 from fastsam.ops.self_attention import self_attention
 from fastsam.ops.separable_gates import check_arguments as check_separable_gates
-from fastsam.ops.separable_gates import native as native_gates
+from fastsam.ops.separable_gates import implementation as gates_implementation
 from fastsam.ops.separable_gates import separable_gates
 
 
@@ -32,8 +33,7 @@ def attention_gates(
     """The feature aggregation and the memory update of SAM (SA-ConvLSTM paper, equations 2-9) with 1x1 gates.
 
     The same as `separable_gates(z, h, m, None, pointwise, bias)` of the attention operators' z, h being the first
-    source; the back end `cuda` has one kernel for both, and z is kept for the backward pass only. Compiled code
-    (torch.compile, torch.export) calls the two registered operators.
+    source; the back end `cuda` has one kernel for both, and z is kept for the backward pass only.
 
     Args:
         sources: one (`self_attention`) or two (`double_attention`) sources and their weights.
@@ -58,8 +58,11 @@ def _attention_gates(
 ) -> tuple[Tensor, Tensor]:
     sources = sources_of(flat)
     tensors = (m, pointwise, bias, value_bias, *flat)
-    operator = "self_attention" if len(sources) == 1 else "double_attention"
-    if _dispatch.needs_registered_operator(tensors) or _dispatch.choose(operator, m) != "cuda":
+    if _dispatch.needs_registered_operator(tensors) and backends.selected() != "eager":
+        _check(sources, value_bias, m, pointwise, bias)
+        return torch.ops.fastsam.attention_gates(*tensors)[:2]
+    operator = _operator(sources)
+    if _dispatch.choose(operator, m) != "cuda":
         z = aggregate(sources, value_bias)
         return separable_gates(z, sources[0].x, m, None, pointwise, bias)
     _check(sources, value_bias, m, pointwise, bias)
@@ -67,6 +70,10 @@ def _attention_gates(
         return _AttentionGates.apply(operator, *tensors)
     h_hat, m_new, *_ = native.forward_with_gates(sources, value_bias, m, pointwise, bias, save=False)
     return h_hat, m_new
+
+
+def _operator(sources: Sequence[Source]) -> str:
+    return "self_attention" if len(sources) == 1 else "double_attention"
 
 
 def _operands(sources: Sequence[Source], value_bias: Tensor) -> list[Any]:
@@ -82,13 +89,42 @@ def _check(sources: Sequence[Source], value_bias: Tensor, m: Tensor, pointwise: 
     check_separable_gates(z, h, m, None, pointwise, bias)
 
 
+def _forward(
+    backend: str, sources: Sequence[Source], value_bias: Tensor, m: Tensor, pointwise: Tensor, bias: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor, list[Context]]:
+    """h_hat, m_new, and z and the contexts for `_backward`."""
+    if backend == "cuda":
+        return native.forward_with_gates(sources, value_bias, m, pointwise, bias, save=True)  # type: ignore[return-value]
+    z, contexts = implementation(backend).forward(sources, value_bias, save=True)
+    h_hat, m_new = gates_implementation(backend).forward(z, sources[0].x, m, None, pointwise, bias)
+    return h_hat, m_new, z.contiguous(), contexts
+
+
+def _backward(
+    backend: str,
+    upstream: Sequence[Tensor],
+    sources: Sequence[Source],
+    m: Tensor,
+    pointwise: Tensor,
+    bias: Tensor | None,
+    z: Tensor,
+    contexts: Sequence[Context],
+) -> list[Any]:
+    """The gradients with respect to m, pointwise, bias, value_bias, and the sources as `flatten` has them."""
+    of_gates = gates_implementation(backend).backward(*upstream, z, sources[0].x, m, None, pointwise, bias)
+    dz, dh, dm, _, dpointwise, dbias = of_gates
+    maps, weights, dvalue_bias = implementation(backend).backward(dz, sources, contexts)
+    maps[0] = maps[0] + dh
+    of_sources = (Source(dx, *of_weights) for dx, of_weights in zip(maps, weights, strict=True))
+    return [dm, dpointwise, dbias, dvalue_bias, *flatten(list(of_sources))]
+
+
 class _AttentionGates(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any, operator: str, m: Tensor, pointwise: Tensor, bias: Tensor | None, value_bias: Tensor, *flat: Any
     ) -> tuple[Tensor, Tensor]:
-        sources = sources_of(flat)
-        h_hat, m_new, z, contexts = native.forward_with_gates(sources, value_bias, m, pointwise, bias, save=True)
+        h_hat, m_new, z, contexts = _forward("cuda", sources_of(flat), value_bias, m, pointwise, bias)
         ctx.operator, ctx.count = operator, len(flat)
         kept = (tensor for context in contexts for tensor in context)
         ctx.save_for_backward(m, pointwise, bias, value_bias, z, *flat, *kept)
@@ -98,14 +134,84 @@ class _AttentionGates(torch.autograd.Function):
     def backward(ctx: Any, dh_hat: Tensor, dm_new: Tensor) -> Any:
         m, pointwise, bias, value_bias, z, *saved = ctx.saved_tensors
         flat, contexts = saved[: ctx.count], contexts_of(saved[ctx.count :])
-        of_gates: list[Any] = native_gates.backward(
-            dh_hat.detach(), dm_new.detach(), z, flat[0], m, None, pointwise, bias
-        )
-        dz, dh, dm, _, dpointwise, dbias = of_gates
-        maps, weights, dvalue_bias = native.backward(dz, sources_of(flat), contexts)
-        maps[0] = maps[0] + dh
-        gradients = [dm, dpointwise, dbias, dvalue_bias]
-        for dx, (dscore, dscore_bias, dvalue, dkey) in zip(maps, weights, strict=True):
-            gradients += [dx, dscore, dscore_bias, dvalue, dkey]
+        upstream = dh_hat.detach(), dm_new.detach()
+        gradients = _backward("cuda", upstream, sources_of(flat), m, pointwise, bias, z, contexts)
         inputs = [dh_hat, dm_new, m, pointwise, bias, value_bias, *flat]
         return (None, *_dispatch.first_derivative_only(ctx.operator, gradients, inputs))
+
+
+# The registered operator: its second source is None where there is one only, and its contexts are empty then.
+_SOURCES, _INPUTS = 10, 14
+
+
+def _given(flat: Sequence[Tensor | None]) -> list[Source]:
+    """The sources of the arguments, the last of which the dispatcher leaves out where they are None."""
+    padded = [*flat, *[None] * (_SOURCES - len(flat))]
+    return sources_of(padded if padded[5] is not None else padded[:5])
+
+
+def _implementation(
+    m: Tensor, pointwise: Tensor, bias: Tensor | None, value_bias: Tensor, *flat: Any
+) -> tuple[Tensor, ...]:
+    sources = _given(flat)
+    _check(sources, value_bias, m, pointwise, bias)
+    backend = backends.choose(_operator(sources), m)
+    h_hat, m_new, z, contexts = _forward(backend, sources, value_bias, m, pointwise, bias)
+    kept = [tensor for context in contexts for tensor in context]
+    return h_hat, m_new, z, *kept, *(m.new_empty(0, dtype=kept[0].dtype) for _ in range(6 - len(kept)))
+
+
+def _fake(m: Tensor, pointwise: Tensor, bias: Tensor | None, value_bias: Tensor, *flat: Any) -> tuple[Tensor, ...]:
+    batch, _, height, width = m.shape
+    wide = _dispatch.arithmetic(m.dtype)
+    shapes = (m.shape, (batch, height * width), m.shape[:2])
+    contexts = [m.new_empty(shape, dtype=wide) for _ in _given(flat) for shape in shapes]
+    contexts += [m.new_empty(0, dtype=wide) for _ in range(6 - len(contexts))]
+    return m.new_empty(m.shape), m.new_empty(m.shape), m.new_empty(batch, value_bias.shape[0], height, width), *contexts
+
+
+def _backward_implementation(dh_hat: Tensor, dm_new: Tensor, *saved: Any) -> list[Tensor]:
+    m, pointwise, bias, _, *flat = saved[:_INPUTS]
+    z, *kept = saved[_INPUTS:]
+    sources = _given(flat)
+    contexts = contexts_of(kept)[: len(sources)]
+    backend = backends.choose(_operator(sources), m)
+    gradients = _backward(backend, (dh_hat, dm_new), sources, m, pointwise, bias, z, contexts)
+    return [gradient for gradient in gradients if gradient is not None]
+
+
+def _backward_fake(dh_hat: Tensor, dm_new: Tensor, *saved: Any) -> list[Tensor]:
+    return _dispatch.empty_gradients(saved[:_INPUTS])
+
+
+def _setup_context(ctx: Any, inputs: Sequence[Any], output: Sequence[Tensor]) -> None:
+    ctx.mark_non_differentiable(*output[2:])
+    ctx.save_for_backward(*inputs, *output[2:])
+
+
+def _registered_backward(ctx: Any, dh_hat: Tensor, dm_new: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
+    saved = ctx.saved_tensors
+    gradients = iter(torch.ops.fastsam.attention_gates_backward(dh_hat, dm_new, *saved))
+    return tuple(None if tensor is None else next(gradients) for tensor in saved[:_INPUTS])
+
+
+_ARGUMENTS = (
+    "Tensor m, Tensor pointwise, Tensor? bias, Tensor value_bias, "
+    "Tensor h, Tensor score_h, Tensor score_bias_h, Tensor value_h, Tensor? key_h"
+)
+_SECOND = ("attended_m", "score_m", "score_bias_m", "value_m", "key_m")
+_CONTEXT = "Tensor z, Tensor r_h, Tensor lse_h, Tensor shift_h, Tensor r_m, Tensor lse_m, Tensor shift_m"
+
+_dispatch.register(
+    "attention_gates",
+    f"({_ARGUMENTS}, {', '.join(f'Tensor? {name}=None' for name in _SECOND)}) "
+    f"-> (Tensor h_hat, Tensor m_new, {_CONTEXT})",
+    f"(Tensor dh_hat, Tensor dm_new, {_ARGUMENTS}, {', '.join(f'Tensor? {name}' for name in _SECOND)}, {_CONTEXT}) "
+    "-> Tensor[]",
+    implementation=_implementation,
+    fake=_fake,
+    backward_implementation=_backward_implementation,
+    backward_fake=_backward_fake,
+    setup_context=_setup_context,
+    backward=_registered_backward,
+)

@@ -15,7 +15,7 @@ from fastsam.ops.lstm_gates import eager, native
 from fastsam.ops.lstm_gates._term import Term, new_statistics, terms_of
 
 
-def _implementation_of(backend: str) -> Any:
+def implementation(backend: str) -> Any:
     """The module with `forward` and `backward` of a back end; only the back end triton imports Triton."""
     if backend == "triton":
         return importlib.import_module("fastsam.ops.lstm_gates.triton")
@@ -78,7 +78,7 @@ def _lstm_gates(*arguments: Any) -> tuple[Tensor, Tensor]:
         return eager.lstm_gates(gates, c, forget_bias, **options)
     if _dispatch.wants_gradient(tensors):
         return _LSTMGates.apply(backend, *arguments)
-    return _implementation_of(backend).forward(terms_of(gates, recurrent, *norms), c, forget_bias, eps)[:2]
+    return implementation(backend).forward(terms_of(gates, recurrent, *norms), c, forget_bias, eps)[:2]
 
 
 def _pair(name: str, norm: Any) -> Sequence[Any]:
@@ -143,7 +143,7 @@ class _LSTMGates(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, backend: str, *arguments: Any) -> tuple[Tensor, Tensor]:
         gates, c, ctx.forget_bias, recurrent, *norms, eps = arguments
-        ctx.implementation = _implementation_of(backend)
+        ctx.implementation = implementation(backend)
         terms = terms_of(gates, recurrent, *norms)
         h, c_new, statistics = ctx.implementation.forward(terms, c, ctx.forget_bias, eps)
         ctx.save_for_backward(gates, c, recurrent, *norms, statistics)
@@ -184,7 +184,7 @@ def _implementation(
 
 
 def _module(gates: Tensor) -> Any:
-    return _implementation_of(backends.choose("lstm_gates", gates))
+    return implementation(backends.choose("lstm_gates", gates))
 
 
 def _fake(

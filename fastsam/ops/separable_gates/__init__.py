@@ -13,7 +13,7 @@ from fastsam.ops._check import Arguments
 from fastsam.ops.separable_gates import eager, native
 
 
-def _implementation_of(backend: str) -> Any:
+def implementation(backend: str) -> Any:
     """The module with `forward` and `backward` of a back end; only the back end triton imports Triton."""
     if backend == "triton":
         return importlib.import_module("fastsam.ops.separable_gates.triton")
@@ -60,7 +60,7 @@ def _separable_gates(*arguments: Any) -> tuple[Tensor, Tensor]:
         return eager.separable_gates(*arguments)
     if _dispatch.wants_gradient(arguments):
         return _SeparableGates.apply(backend, *arguments)
-    return _implementation_of(backend).forward(*arguments)
+    return implementation(backend).forward(*arguments)
 
 
 def check_arguments(z: Any, h: Any, m: Any, depthwise: Any, pointwise: Any, bias: Any) -> None:
@@ -86,7 +86,7 @@ def check_arguments(z: Any, h: Any, m: Any, depthwise: Any, pointwise: Any, bias
 class _SeparableGates(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, backend: str, *arguments: Tensor | None) -> tuple[Tensor, Tensor]:
-        ctx.implementation = _implementation_of(backend)
+        ctx.implementation = implementation(backend)
         ctx.save_for_backward(*arguments)
         return ctx.implementation.forward(*arguments)
 
@@ -98,7 +98,7 @@ class _SeparableGates(torch.autograd.Function):
 
 
 def _module(h: Tensor) -> Any:
-    return _implementation_of(backends.choose("separable_gates", h))
+    return implementation(backends.choose("separable_gates", h))
 
 
 def _implementation(*arguments: Any) -> tuple[Tensor, Tensor]:
