@@ -99,14 +99,14 @@ void read_gate_inputs(Fields& fields, Call& call) {
   fields.read(call.z, call.h, call.m, call.depthwise, call.pointwise, call.bias);
 }
 
-template <class S>
-void read_call(Fields& fields, SeparableGatesForward<S>& call) {
+template <class S, class W>
+void read_call(Fields& fields, SeparableGatesForward<S, W>& call) {
   read_gate_inputs(fields, call);
   fields.read(call.h_hat, call.m_new);
 }
 
-template <class S>
-void read_call(Fields& fields, SeparableGatesBackward<S>& call) {
+template <class S, class W>
+void read_call(Fields& fields, SeparableGatesBackward<S, W>& call) {
   read_gate_inputs(fields, call);
   fields.read(call.dh_hat, call.dm_new, call.dz, call.dh, call.dm, call.ddepthwise, call.dpointwise, call.dbias);
 }
@@ -118,17 +118,17 @@ void read_lstm_inputs(Fields& fields, Call& call) {
   fields.read(call.c, call.forget_bias);
 }
 
-template <class S>
-void read_call(Fields& fields, LstmGatesForward<S>& call) {
+template <class S, class W>
+void read_call(Fields& fields, LstmGatesForward<S, W>& call) {
   read_lstm_inputs(fields, call);
   fields.read(call.eps, call.h, call.c_new, call.statistics[0], call.statistics[1]);
 }
 
-template <class S>
-void read_call(Fields& fields, LstmGatesBackward<S>& call) {
+template <class S, class W>
+void read_call(Fields& fields, LstmGatesBackward<S, W>& call) {
   read_lstm_inputs(fields, call);
   fields.read(call.dh, call.dc_new, call.statistics[0], call.statistics[1]);
-  for (LstmTermGradients<S>& out : call.gradients) fields.read(out.x, out.weight, out.bias);
+  for (auto& out : call.gradients) fields.read(out.x, out.weight, out.bias);
   fields.read(call.dc);
 }
 

@@ -37,8 +37,14 @@ template <class Call>
 auto inputs_of(const Call& call) {
   using View = decltype(view(call.h));
   using Device = std::remove_const_t<std::remove_pointer_t<decltype(View::data)>>;
-  return GateInputs<Device>{call.sizes,     view(call.z),   view(call.h), view(call.m),
-                            call.depthwise, call.pointwise, call.bias};
+  return GateInputs<Device>{call.sizes,
+                            view(call.z),
+                            view(call.h),
+                            view(call.m),
+                            on_device(call.depthwise),
+                            on_device(call.pointwise),
+                            on_device(call.bias),
+                            gate_alignment(call)};
 }
 
 void check_filter(int64_t windows) {
@@ -108,11 +114,12 @@ void launch_backward(const SeparableGatesBackward<S>& call, void* workspace, con
     launch_kernel(launch, {dim3(grid_size(products.blocks())), dim3(kProductThreads), product_shared_bytes<Product>()},
                   separable_gates_backward_products_kernel<Device, Product>, in, products, layout.parts, out);
   }
-  launch_kernel(launch,
-                {dim3(grid_size(channels.blocks())), dim3(kChannelThreads),
-                 channel_shared_bytes<Compute<S>>(sizes, channels.warps)},
-                separable_gates_backward_channels_kernel<Device, Operand>, in, channels, products.parts, layout.parts,
-                out, GateWeightGradients<Compute<S>>{call.ddepthwise, call.dpointwise, call.dbias});
+  launch_kernel(
+      launch,
+      {dim3(grid_size(channels.blocks())), dim3(kChannelThreads),
+       channel_shared_bytes<Compute<S>>(sizes, channels.warps)},
+      separable_gates_backward_channels_kernel<Device, Operand>, in, channels, products.parts, layout.parts, out,
+      GateWeightGradients<Device>{on_device(call.ddepthwise), on_device(call.dpointwise), on_device(call.dbias)});
 }
 
 }  // namespace

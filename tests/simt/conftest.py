@@ -10,7 +10,7 @@ from build_support.settings import Unavailable
 
 HERE = Path(__file__).resolve().parent
 KERNELS = HERE / "kernels"
-sys.path[:0] = [str(HERE)]  # for `import kernel_build`, whatever import mode pytest runs in
+sys.path[:0] = [str(HERE)]  # for `import kernel_build` and its neighbours, whatever import mode pytest runs in
 
 import kernel_build  # noqa: E402
 from kernel_build import Kernels  # noqa: E402
@@ -47,6 +47,26 @@ def compile_device(build_cache: Path) -> Callable[..., Path]:
             pytest.skip(str(reason))
 
     return compile_one
+
+
+@pytest.fixture(scope="module")
+def built(request: pytest.FixtureRequest, compile_host: Callable[..., Kernels]) -> Kernels:
+    """The kernels that a test module names as UNIT, a .cu file in tests/simt/kernels; in no certain order."""
+    return compile_host(request.module.UNIT)
+
+
+@pytest.fixture
+def usual(built: Kernels) -> Kernels:
+    """The same in the usual order of threads and blocks."""
+    built.schedule(None)
+    return built
+
+
+@pytest.fixture
+def kernels(built: Kernels, seed: int | None) -> Kernels:
+    """The same in three orders of threads and blocks."""
+    built.schedule(seed)
+    return built
 
 
 @pytest.fixture(params=[None, 0, 1], ids=["usual", "shuffled0", "shuffled1"])

@@ -9,9 +9,14 @@ import oracle
 import pytest
 import torch
 from accuracy import Results, assert_accurate
+from call_fields import addresses, casts, map_fields
 from kernel_build import Kernels
 from torch import Tensor
 
+from fastsam.ops.lstm_gates import native
+from fastsam.ops.lstm_gates._term import Term, new_statistics
+
+UNIT = "lstm_gates.cu"
 DTYPES = [torch.float32, torch.float64, torch.float16, torch.bfloat16]
 EPS = 1e-5
 
@@ -66,7 +71,7 @@ def run(kernels: Kernels, call: Draw, multiprocessors: int = 2) -> Results:
     """The results of the kernels, forward and backward, on a card with so many multiprocessors."""
     dtype = call.c.dtype
     wide = torch.float32 if dtype.itemsize < 4 else dtype
-    norms = [None if n is None else tuple(tensor.to(wide).contiguous() for tensor in n) for n in call.norms]
+    norms = [None if n is None else tuple(tensor.contiguous() for tensor in n) for n in call.norms]
     empty = [torch.full_like(call.c, torch.nan, memory_format=torch.contiguous_format) for _ in range(3)]
     h, c_new, dc = empty
     batch, channels, height, width = call.c.shape
@@ -79,16 +84,16 @@ def run(kernels: Kernels, call: Draw, multiprocessors: int = 2) -> Results:
     has_positions = any(norm is not None and norm[0].ndim == 3 for norm in norms)
     inputs = [batch, channels, height * width, int(has_positions)]
     for x, norm in zip(call.x, norms, strict=True):
-        inputs += [*_map(x), *_addresses(norm or (None, None))]
-    inputs += [*[0] * 5 * (2 - len(call.x)), *_map(call.c)]
-    kept = [*_addresses(statistics), *[0] * (2 - len(statistics))]
-    fields = numpy.array([*inputs, *_addresses([h, c_new]), *kept])
+        inputs += [*map_fields(x), *addresses(norm or (None, None))]
+    inputs += [*[0] * 5 * (2 - len(call.x)), *map_fields(call.c)]
+    kept = [*addresses(statistics), *[0] * (2 - len(statistics))]
+    fields = numpy.array([*inputs, *addresses([h, c_new]), *kept])
     getattr(kernels, f"forward_{str(dtype)[6:]}")(fields, call.forget_bias, EPS, *space)
 
-    fields_backward = [*inputs, *_map(call.dh), *_map(call.dc_new), *kept]
+    fields_backward = [*inputs, *map_fields(call.dh), *map_fields(call.dc_new), *kept]
     for of_x, of_norm in zip(dx, dnorms, strict=True):
-        fields_backward += [*_addresses([of_x, *(of_norm or (None, None))])]
-    fields_backward += [*[0] * 3 * (2 - len(dx)), *_addresses([dc])]
+        fields_backward += [*addresses([of_x, *(of_norm or (None, None))])]
+    fields_backward += [*[0] * 3 * (2 - len(dx)), *addresses([dc])]
     getattr(kernels, f"backward_{str(dtype)[6:]}")(numpy.array(fields_backward), call.forget_bias, *space)
 
     results = {"h": h, "c_new": c_new, **{f"gradient of x[{i}]": value for i, value in enumerate(dx)}}
@@ -99,40 +104,12 @@ def run(kernels: Kernels, call: Draw, multiprocessors: int = 2) -> Results:
     return {name: value.to(dtype) for name, value in results.items()}
 
 
-def _map(x: Tensor) -> list[int]:
-    assert x.shape[3] <= 1 or x.stride(3) == 1
-    assert x.shape[2] <= 1 or x.stride(2) == x.shape[3]
-    return [x.data_ptr(), x.stride(0), x.stride(1)]
-
-
-def _addresses(tensors: Sequence[Tensor | None]) -> list[int]:
-    return [0 if tensor is None else tensor.data_ptr() for tensor in tensors]
-
-
 def check(kernels: Kernels, draws: Sequence[Draw], multiprocessors: int = 2) -> None:
     """Run the calls and compare with the naive form, in float64 and in their own dtype."""
     dtype = draws[0].c.dtype
     limits = None if dtype == torch.float64 else [plain(call, dtype) for call in draws]
     exact = [plain(call, torch.float64) for call in draws]
     assert_accurate([run(kernels, call, multiprocessors) for call in draws], exact, limits)
-
-
-@pytest.fixture(scope="module")
-def built(compile_host: Callable[..., Kernels]) -> Kernels:
-    return compile_host("lstm_gates.cu")
-
-
-@pytest.fixture
-def kernels(built: Kernels, seed: int | None) -> Kernels:
-    """In three orders of threads and blocks."""
-    built.schedule(seed)
-    return built
-
-
-@pytest.fixture
-def usual(built: Kernels) -> Kernels:
-    built.schedule(None)
-    return built
 
 
 NORMS = ["-", "--", "c", "c-", "-c", "cc", "p", "-p", "pp"]
@@ -164,9 +141,13 @@ def test_channels_of_several_chunks(kernels: Kernels, norms: str, shape: tuple[i
     check(kernels, [draw(norms, shape)], multiprocessors=100)
 
 
+@pytest.mark.parametrize("dtype", DTYPES, ids=lambda dtype: str(dtype)[6:])
 @pytest.mark.parametrize("norms", ["cc", "pp"])
-def test_more_samples_than_corrections_at_a_time(kernels: Kernels, norms: str) -> None:
-    check(kernels, [draw(norms, (70, 1, 1, 3))])
+@pytest.mark.parametrize("shape", [(70, 1, 1, 3), (65, 1, 2, 4)], ids=str)
+def test_more_samples_than_corrections_at_a_time(
+    kernels: Kernels, norms: str, shape: tuple[int, int, int, int], dtype: torch.dtype
+) -> None:
+    check(kernels, [draw(norms, shape, dtype, seed) for seed in range(2)])
 
 
 @pytest.mark.parametrize("offset", [30.0, -1000.0])
@@ -254,3 +235,19 @@ def test_the_same_bits_in_every_order(built: Kernels, norms: str) -> None:
         shuffled = run(built, call, multiprocessors=20)
         for name, value in usual.items():
             assert torch.equal(shuffled[name], value), name
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("norms", ["c-", "pp"])
+def test_a_gpu_gets_weights_as_they_are(monkeypatch: pytest.MonkeyPatch, norms: str, dtype: torch.dtype) -> None:
+    """Without casts, which would be launches of their own. meta stands for a GPU."""
+    calls: list[str] = []
+    monkeypatch.setattr(native, "run", lambda name, like, fields: calls.append(name))
+    call = draw(norms, (2, 3, 4, 4), dtype).map(lambda tensor: tensor.to("meta"))
+    terms = [Term(x, *(norm or (None, None))) for x, norm in zip(call.x, call.norms, strict=True)]
+    statistics = new_statistics(call.c, sum(norm is not None for norm in call.norms))
+    assert casts(lambda: native.forward(terms, call.c, 0.5, EPS)) == 0
+    assert casts(lambda: native.backward(call.dh, call.dc_new, terms, call.c, 0.5, statistics)) == 0
+    gradients, dc = native.backward(call.dh, call.dc_new, terms, call.c, 0.5, statistics)
+    assert {tensor.dtype for of_term in gradients for tensor in [*of_term, dc] if tensor is not None} == {dtype}
+    assert calls == ["lstm_gates_forward", *["lstm_gates_backward"] * 2]

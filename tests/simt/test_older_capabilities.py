@@ -87,7 +87,7 @@ KERNELS = {
             GateInputs<float>, GateProducts, GateWorkspace<float, float>, GateInputGradients<float>);
         template __global__ void separable_gates_backward_channels_kernel<__nv_bfloat16, float>(
             GateInputs<__nv_bfloat16>, GateChannels, int64_t, GateWorkspace<float, float>,
-            GateInputGradients<__nv_bfloat16>, GateWeightGradients<float>);
+            GateInputGradients<__nv_bfloat16>, GateWeightGradients<__nv_bfloat16>);
         }
         """,
     # nvcc includes <cmath> by itself.

@@ -1,18 +1,22 @@
 """The CUDA kernels of separable_gates on the host, against plain PyTorch in float64."""
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import cases
+import numpy
 import pytest
 import torch
 from accuracy import assert_accurate
+from call_fields import addresses, casts, map_fields, unwritten
 from kernel_build import KernelFault, Kernels
 from torch import Tensor
 from torch.nn import functional as F
 
-from fastsam.ops.separable_gates import eager
+from fastsam.ops.separable_gates import eager, native
+
+UNIT = "separable_gates.cu"
 
 WAYS = {
     "float32": torch.float32,
@@ -34,42 +38,31 @@ SHAPES: dict[str, dict[str, Any]] = {
     "one": {"batch": 64, "channels": 1, "size": (1, 1), "z": 1, "kernel": 1},
     "large_filter": {"batch": 1, "channels": 4, "size": (6, 10), "z": 20, "kernel": 23},
     "more_tiles_than_warps": {"batch": 3, "channels": 1, "size": (9, 17), "z": 1, "kernel": 17},
+    "aligned": {"batch": 2, "channels": 36, "size": (9, 12), "z": 8, "kernel": 5},
+    "aligned_no_depthwise": {"batch": 3, "channels": 8, "size": (5, 8), "z": 4, "kernel": None},
+    "aligned_large_filter": {"batch": 1, "channels": 3, "size": (6, 12), "z": 1, "kernel": 23},
 }
+"""In those called aligned, 16-bit types are copied several elements at a time."""
+
+COPIED = ["half_8", "half_16", "bfloat16_16"]
+"""Ways that copy maps and weights of 16 bits as they are."""
 
 
 Arguments = dict[str, Any]
 
 
-@pytest.fixture(scope="module")
-def kernels(compile_host: Callable[..., Kernels]) -> Kernels:
-    return compile_host("separable_gates.cu")
-
-
-def _map(x: Tensor | None) -> list[Any]:
-    return [None, 0, 0] if x is None else [x, x.stride(0), x.stride(1)]
-
-
-def _inputs(arguments: Arguments) -> list[Any]:
-    """What all kernels take first: maps, weights, sizes."""
+def _inputs(arguments: Arguments) -> list[int]:
+    """What all calls take first: sizes, maps, weights."""
     z, h, depthwise = arguments["z"], arguments["h"], arguments["depthwise"]
     batch, channels, height, width = h.shape
     sizes = [batch, channels, 0 if z is None else z.shape[1], height, width]
     kernel = 0 if depthwise is None else depthwise.shape[-1]
-    maps = [part for name in ("z", "h", "m") for part in _map(arguments[name])]
-    return [*maps, depthwise, arguments["pointwise"], arguments["bias"], *sizes, kernel]
+    maps = [part for name in ("z", "h", "m") for part in map_fields(arguments[name])]
+    return [*sizes, kernel, *maps, *addresses([depthwise, arguments["pointwise"], arguments["bias"]])]
 
 
 def _stored(arguments: Arguments, dtype: torch.dtype) -> Arguments:
-    """Maps in the storage type, weights in that of the arithmetic."""
-    wide = torch.float64 if dtype == torch.float64 else torch.float32
-    return {
-        name: None if value is None else value.to(dtype if name in ("z", "h", "m") else wide)
-        for name, value in arguments.items()
-    }
-
-
-def _unwritten(like: Tensor) -> Tensor:
-    return torch.full(like.shape, float("nan"), dtype=like.dtype)
+    return {name: None if value is None else value.to(dtype) for name, value in arguments.items()}
 
 
 class _Tf32Product(torch.autograd.Function):
@@ -122,12 +115,20 @@ def _evaluate(
 
 def _run(kernels: Kernels, way: str, arguments: Arguments, upstream: list[Tensor], cores: int) -> dict[str, Tensor]:
     """The same from the kernels, for a device of that many multiprocessors."""
-    outputs = {"h_hat": _unwritten(arguments["m"]), "m_new": _unwritten(arguments["m"])}
-    getattr(kernels, f"forward_{way}")(*_inputs(arguments), *outputs.values(), cores)
-    gradients = {name: None if x is None else _unwritten(x) for name, x in arguments.items()}
-    maps = [part for gradient in upstream for part in _map(gradient)]
-    getattr(kernels, f"backward_{way}")(*_inputs(arguments), *maps, *gradients.values(), cores)
-    return outputs | {f"gradient of {name}": x for name, x in gradients.items() if x is not None}
+    h_hat, m_new = (unwritten(arguments["m"].shape, arguments["m"].dtype) for _ in range(2))
+    call = numpy.array([*_inputs(arguments), *addresses([h_hat, m_new])])
+    getattr(kernels, f"forward_{way}")(call, cores)
+    return {"h_hat": h_hat, "m_new": m_new} | _run_backward(kernels, way, arguments, upstream, cores)
+
+
+def _run_backward(
+    kernels: Kernels, way: str, arguments: Arguments, upstream: list[Tensor], cores: int
+) -> dict[str, Tensor]:
+    gradients = {name: None if x is None else unwritten(x.shape, x.dtype) for name, x in arguments.items()}
+    maps = [part for gradient in upstream for part in map_fields(gradient)]
+    call = numpy.array([*_inputs(arguments), *maps, *addresses([*gradients.values()])])
+    getattr(kernels, f"backward_{way}")(call, cores)
+    return {f"gradient of {name}": x for name, x in gradients.items() if x is not None}
 
 
 def _upstream(arguments: Arguments) -> list[Tensor]:
@@ -147,73 +148,127 @@ def _check(kernels: Kernels, way: str, arguments: Arguments, cores: int = 1) -> 
 
 
 @pytest.mark.parametrize("way", WAYS)
-def test_outputs_and_gradients_in_any_order(kernels: Kernels, seed: int | None, way: str) -> None:
-    kernels.schedule(seed)
-    _check(kernels, way, _stored(cases.separable_gates(**SHAPES["tiles"], dtype=torch.float32), WAYS[way]))
-
-
-@pytest.mark.parametrize("way", WAYS)
-@pytest.mark.parametrize("shape", [name for name in SHAPES if name != "tiles"])
-def test_outputs_and_gradients(kernels: Kernels, way: str, shape: str) -> None:
-    kernels.schedule(3)
+@pytest.mark.parametrize("shape", ["tiles", "aligned"])
+def test_outputs_and_gradients_in_any_order(kernels: Kernels, way: str, shape: str) -> None:
     _check(kernels, way, _stored(cases.separable_gates(**SHAPES[shape], dtype=torch.float32), WAYS[way]))
 
 
 @pytest.mark.parametrize("way", WAYS)
-@pytest.mark.parametrize("shape", ["tiles", "no_depthwise", "large_filter"])
-def test_small_tiles_for_devices_of_many_multiprocessors(kernels: Kernels, way: str, shape: str) -> None:
-    kernels.schedule(2)
+@pytest.mark.parametrize("shape", [name for name in SHAPES if name not in ("tiles", "aligned")])
+def test_outputs_and_gradients(built: Kernels, way: str, shape: str) -> None:
+    built.schedule(3)
+    _check(built, way, _stored(cases.separable_gates(**SHAPES[shape], dtype=torch.float32), WAYS[way]))
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("shape", ["tiles", "no_depthwise", "large_filter", "aligned", "aligned_no_depthwise"])
+def test_small_tiles_for_devices_of_many_multiprocessors(built: Kernels, way: str, shape: str) -> None:
+    built.schedule(2)
     arguments = _stored(cases.separable_gates(**SHAPES[shape], dtype=torch.float32), WAYS[way])
-    _check(kernels, way, arguments, cores=132)
+    _check(built, way, arguments, cores=132)
 
 
 @pytest.mark.parametrize("way", ["float32", "half_16"])
-def test_strided_maps(kernels: Kernels, way: str) -> None:
-    kernels.schedule(None)
+def test_strided_maps(usual: Kernels, way: str) -> None:
     arguments = _stored(cases.separable_gates(2, 6, (5, 9), z=3, kernel=3, dtype=torch.float32), WAYS[way])
     every_other = torch.full((2, 12, 5, 9), float("nan"), dtype=WAYS[way])
     every_other[:, ::2] = arguments["h"]
     arguments["h"] = every_other[:, ::2]
     arguments["z"] = arguments["z"][:1].expand(2, -1, -1, -1)
     arguments["m"] = arguments["m"].transpose(0, 1).contiguous().transpose(0, 1)
-    _check(kernels, way, arguments)
+    _check(usual, way, arguments)
 
 
-def test_every_way_to_split_the_positions(kernels: Kernels) -> None:
-    kernels.schedule(None)
-    arguments = cases.separable_gates(3, 4, (7, 19), z=3, kernel=3, dtype=torch.float64)
+def _shifted(x: Tensor) -> Tensor:
+    """The same one element further in memory."""
+    return torch.cat([x.new_zeros(1), x.flatten()])[1:].view(x.shape)
+
+
+def _spread(x: Tensor) -> Tensor:
+    """The same map with channels an odd number of elements apart."""
+    batch, channels, height, width = x.shape
+    strides = (channels * (height * width + 1), height * width + 1, width, 1)
+    return x.new_zeros(batch * strides[0]).as_strided(x.shape, strides).copy_(x)
+
+
+@pytest.fixture
+def taking_all_for_aligned(usual: Kernels) -> Iterator[Kernels]:
+    usual.take_all_for_aligned(1)
+    yield usual
+    usual.take_all_for_aligned(0)
+
+
+MISPLACED = pytest.mark.parametrize(
+    ("name", "misplace"),
+    [*((name, _shifted) for name in ("z", "h", "depthwise", "pointwise")), ("z", _spread), ("h", _spread)],
+)
+
+
+def _misplaced(way: str, name: str, misplace: Callable[[Tensor], Tensor]) -> Arguments:
+    arguments = _stored(cases.separable_gates(2, 4, (6, 8), z=8, kernel=3, dtype=torch.float32), WAYS[way])
+    return arguments | {name: misplace(arguments[name])}
+
+
+@pytest.mark.parametrize("way", COPIED)
+@MISPLACED
+def test_what_is_not_aligned_is_copied_one_by_one(
+    usual: Kernels, way: str, name: str, misplace: Callable[[Tensor], Tensor]
+) -> None:
+    _check(usual, way, _misplaced(way, name, misplace))
+
+
+@pytest.mark.parametrize("way", COPIED)
+@MISPLACED
+def test_what_is_aligned_is_copied_several_at_a_time(
+    taking_all_for_aligned: Kernels, way: str, name: str, misplace: Callable[[Tensor], Tensor]
+) -> None:
+    """Told that all is aligned, kernels make copies that are not."""
+    arguments = _misplaced(way, name, misplace)
+    with pytest.raises(KernelFault, match="must be a multiple of 8"):
+        _run(taking_all_for_aligned, way, arguments, _upstream(arguments), cores=1)
+
+
+@pytest.mark.parametrize("size", [(5, 9), (4, 6)], ids=str)
+@pytest.mark.parametrize("way", COPIED)
+def test_rows_that_are_not_aligned(usual: Kernels, way: str, size: tuple[int, int]) -> None:
+    """Where only the maps are not, or only the weights."""
+    for channels, of_z in ((4, 8), (3, 2)):
+        for width in (size[1], 8):
+            arguments = cases.separable_gates(2, channels, (size[0], width), z=of_z, kernel=7, dtype=torch.float32)
+            _check(usual, way, _stored(arguments, WAYS[way]))
+
+
+@pytest.mark.parametrize(("way", "width"), [("float64", 19), ("half_16", 20)])
+def test_every_way_to_split_the_positions(usual: Kernels, way: str, width: int) -> None:
+    arguments = cases.separable_gates(3, 4, (7, width), z=3, kernel=3, dtype=torch.float64)
     for cores in (1, 2, 3, 5, 8, 132):
-        _check(kernels, "float64", arguments, cores)
+        _check(usual, way, _stored(arguments, WAYS[way]), cores)
 
 
-def test_schedules_give_the_same_bits(kernels: Kernels) -> None:
+def test_schedules_give_the_same_bits(built: Kernels) -> None:
     arguments = cases.separable_gates(2, 5, (9, 10), z=4, kernel=5, dtype=torch.float32)
     results = []
     for seed in (None, 0, 1):
-        kernels.schedule(seed)
-        results.append(_run(kernels, "float32", arguments, _upstream(arguments), 4))
+        built.schedule(seed)
+        results.append(_run(built, "float32", arguments, _upstream(arguments), 4))
     for name, first in results[0].items():
         assert all(torch.equal(first, other[name]) for other in results[1:]), name
 
 
-def test_no_samples_give_gradients_of_zero(kernels: Kernels) -> None:
-    kernels.schedule(None)
+def test_no_samples_give_gradients_of_zero(usual: Kernels) -> None:
     arguments = cases.separable_gates(2, 5, (3, 4), z=4, kernel=3, dtype=torch.float32)
     empty = {name: x[:0] if name in ("z", "h", "m") else x for name, x in arguments.items()}
-    gradients = {name: _unwritten(x) for name, x in empty.items()}
-    maps = [part for gradient in _upstream(empty) for part in _map(gradient)]
-    kernels.backward_float32(*_inputs(empty), *maps, *gradients.values(), 4)
+    gradients = _run_backward(usual, "float32", empty, _upstream(empty), 4)
     assert all(torch.equal(gradient, torch.zeros_like(gradient)) for gradient in gradients.values())
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
 @pytest.mark.parametrize("name", ["z", "h", "m", "pointwise"])
-def test_special_values_spread_as_in_eager(kernels: Kernels, name: str, value: float) -> None:
-    kernels.schedule(None)
+def test_special_values_spread_as_in_eager(usual: Kernels, name: str, value: float) -> None:
     arguments = cases.separable_gates(2, 3, (6, 9), z=2, kernel=3, dtype=torch.float32)
     arguments[name].view(-1)[arguments[name].numel() // 2] = value
     upstream = _upstream(arguments)
-    actual = _run(kernels, "float32", arguments, upstream, 4)
+    actual = _run(usual, "float32", arguments, upstream, 4)
     for output, expected in _evaluate(eager.separable_gates, arguments, upstream, torch.float32).items():
         assert not (~actual[output].isfinite() & expected.isfinite()).any(), output
         if output in ("h_hat", "m_new"):
@@ -222,14 +277,13 @@ def test_special_values_spread_as_in_eager(kernels: Kernels, name: str, value: f
 
 
 @pytest.mark.parametrize(("size", "kernel"), [((7, 1), 7), ((5, 2), 7), ((3, 5), 5), ((4, 9), 3), ((2, 97), 3)])
-def test_infinity_at_the_edge_of_the_map(kernels: Kernels, size: tuple[int, int], kernel: int) -> None:
+def test_infinity_at_the_edge_of_the_map(usual: Kernels, size: tuple[int, int], kernel: int) -> None:
     """What a block computes beyond the map must not reach a gradient."""
-    kernels.schedule(None)
     for row in range(min(size[0], 3)):
         arguments = cases.separable_gates(2, 3, size, z=2, kernel=kernel, seed=row, dtype=torch.float32)
         arguments["h"][1, 1, row, -1] = float("inf")
         upstream = _upstream(arguments)
-        actual = _run(kernels, "float32", arguments, upstream, 4)
+        actual = _run(usual, "float32", arguments, upstream, 4)
         for name, expected in _evaluate(eager.separable_gates, arguments, upstream, torch.float32).items():
             assert not (~actual[name].isfinite() & expected.isfinite()).any(), name
 
@@ -242,16 +296,16 @@ def _launches(kernels: Kernels, way: str, *sizes: int) -> tuple[list[int], list[
 
 
 @pytest.mark.parametrize("cores", [28, 64, 128])
-def test_small_maps_fill_a_card(kernels: Kernels, cores: int) -> None:
-    blocks, *_ = _launches(kernels, "float32", 8, 64, 64, 16, 16, 5, cores)
+def test_small_maps_fill_a_card(built: Kernels, cores: int) -> None:
+    blocks, *_ = _launches(built, "float32", 8, 64, 64, 16, 16, 5, cores)
     assert min(blocks) >= cores
 
 
 @pytest.mark.parametrize("way", ["float32", "float64", "half_16"])
 @pytest.mark.parametrize("kernel", [0, 1, 3, 5, 7, 25])
-def test_every_card_has_the_shared_memory(kernels: Kernels, way: str, kernel: int) -> None:
+def test_every_card_has_the_shared_memory(built: Kernels, way: str, kernel: int) -> None:
     for cores in (1, 1000):
-        _, nbytes, warps = _launches(kernels, way, 8, 256, 256, 16, 16, kernel, cores)
+        _, nbytes, warps = _launches(built, way, 8, 256, 256, 16, 16, kernel, cores)
         assert max(nbytes) <= 48 * 1024
         assert warps >= 1
 
@@ -260,18 +314,31 @@ def test_every_card_has_the_shared_memory(kernels: Kernels, way: str, kernel: in
     ("way", "kernel", "expected"),
     [("float32", 5, 8), ("half_16", 5, 8), ("float32", 7, 7), ("float64", 5, 4), ("float64", 7, 3), ("float32", 25, 4)],
 )
-def test_as_many_warps_have_windows_as_there_is_room_for(
-    kernels: Kernels, way: str, kernel: int, expected: int
-) -> None:
-    assert _launches(kernels, way, 8, 64, 64, 16, 16, kernel, 28)[2] == expected
+def test_as_many_warps_have_windows_as_there_is_room_for(built: Kernels, way: str, kernel: int, expected: int) -> None:
+    assert _launches(built, way, 8, 64, 64, 16, 16, kernel, 28)[2] == expected
 
 
-def test_more_blocks_than_a_launch_can_have_are_refused(kernels: Kernels) -> None:
+def test_more_blocks_than_a_launch_can_have_are_refused(built: Kernels) -> None:
     most = 2**31 - 1
-    assert _launches(kernels, "float32", most, 1, 0, 1, 1, 0, 1)[0][0] == most
+    assert _launches(built, "float32", most, 1, 0, 1, 1, 0, 1)[0][0] == most
     refusal = (
         f"separable_gates backward (batch {most + 1}, channels 1, z channels 0, map 1 x 1, kernel size 0) "
         f"on CUDA device 0 needs {most + 1} blocks, a launch has at most {most}"
     )
     with pytest.raises(KernelFault, match=re.escape(refusal)):
-        _launches(kernels, "float32", most + 1, 1, 0, 1, 1, 0, 1)
+        _launches(built, "float32", most + 1, 1, 0, 1, 1, 0, 1)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_a_gpu_gets_weights_as_they_are(monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype) -> None:
+    """Without casts, which would be launches of their own. meta stands for a GPU."""
+    calls: list[str] = []
+    monkeypatch.setattr(native, "run", lambda name, like, fields: calls.append(name))
+    arguments = _stored(cases.separable_gates(2, 5, (3, 4), z=4, kernel=3, dtype=torch.float32), dtype)
+    of_gpu = [tensor.to("meta") for tensor in arguments.values()]
+    upstream = [torch.empty_like(of_gpu[2]) for _ in range(2)]
+    assert casts(lambda: native.forward(*of_gpu)) == 0
+    gradients = native.backward(*upstream, *of_gpu)
+    assert casts(lambda: native.backward(*upstream, *of_gpu)) == 0
+    assert [gradient.dtype for gradient in gradients] == [dtype] * 6
+    assert calls == ["separable_gates_forward", *["separable_gates_backward"] * 2]

@@ -25,6 +25,20 @@ struct Launch {
   Precision precision;
 };
 
+// Weights of the gates come in the type of the maps, and their gradients go out in it: kernels widen what they load.
+template <class S>
+using SeparableGatesForward = fastsam::SeparableGatesForward<S, S>;
+template <class S>
+using SeparableGatesBackward = fastsam::SeparableGatesBackward<S, S>;
+template <class S>
+using LstmTerm = fastsam::LstmTerm<S, S>;
+template <class S>
+using LstmTermGradients = fastsam::LstmTermGradients<S, S>;
+template <class S>
+using LstmGatesForward = fastsam::LstmGatesForward<S, S>;
+template <class S>
+using LstmGatesBackward = fastsam::LstmGatesBackward<S, S>;
+
 // Up to 256 value channels. What does not fit into a block's shared memory throws; in all types but double, 128
 // channels fit everywhere without key maps or with up to 16 query channels.
 template <class S>

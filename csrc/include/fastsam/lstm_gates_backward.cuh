@@ -139,7 +139,8 @@ constexpr int kLstmBackwardWidth = sizeof(S) == 8 ? 2 : 4;
 
 template <class S>
 struct LstmBackwardPlan {
-  using Sums = TermSums<Wide<DeviceType<S>>>;
+  using Number = Wide<DeviceType<S>>;
+  using Sums = TermSums<Number>;
 
   LstmBackwardPlan(const LstmGatesBackward<S>& call, const Launch& launch)
       : layout(call, kLstmBackwardWidth<S>), weights(norm_weights(call)) {
@@ -158,24 +159,33 @@ struct LstmBackwardPlan {
     if (weights == NormWeights::kNone) return;
     of_samples = call.batch * split.blocks * kLstmTerms;
     if (weights == NormWeights::kChannel) of_channels = kLstmTerms * call.batch * 4 * channels * split.chunks;
+    if (weights == NormWeights::kPosition && call.batch > kSampleTile) {
+      partial = kLstmTerms * 2 * 4 * channels * positions;
+    }
+  }
+
+  int64_t workspace_bytes() const {
+    return partial * static_cast<int64_t>(sizeof(Number)) +
+           (of_samples + of_channels) * static_cast<int64_t>(sizeof(Sums));
   }
 
   LstmLayout<S> layout;
   NormWeights weights;
   LstmSplit split, norm_split;
+  int64_t partial = 0;                      // numbers
   int64_t of_samples = 0, of_channels = 0;  // sums
 };
 
 template <class S>
 int64_t lstm_backward_workspace(const LstmGatesBackward<S>& call, const Launch& launch) {
-  const LstmBackwardPlan<S> plan(call, launch);
-  return (plan.of_samples + plan.of_channels) * static_cast<int64_t>(sizeof(typename LstmBackwardPlan<S>::Sums));
+  return LstmBackwardPlan<S>(call, launch).workspace_bytes();
 }
 
 template <class S, class Platform>
 LstmNormArguments<DeviceType<S>> lstm_backward_arguments(const LstmGatesBackward<S>& call, void* workspace,
                                                          const LstmBackwardPlan<S>& plan, const Platform& platform) {
-  auto* const sums = static_cast<typename LstmBackwardPlan<S>::Sums*>(workspace);
+  auto* const partial = static_cast<typename LstmBackwardPlan<S>::Number*>(workspace);  // first: it goes by vectors
+  auto* const sums = reinterpret_cast<typename LstmBackwardPlan<S>::Sums*>(partial + plan.partial);
   const int64_t count = call.batch * call.channels * call.positions;
   const int64_t weights = 4 * call.channels * (call.weights_have_positions ? call.positions : 1);
   LstmNormArguments<DeviceType<S>> arguments = {
@@ -190,13 +200,14 @@ LstmNormArguments<DeviceType<S>> lstm_backward_arguments(const LstmGatesBackward
        platform.output(plan.of_channels > 0 ? sums + plan.of_samples : nullptr, plan.of_channels, "sums of channels")},
       plan.norm_split,
       {},
-      {}};
+      {},
+      platform.output(plan.partial > 0 ? partial : nullptr, plan.partial, "gradients of weights so far")};
   for (int term = 0; term < kLstmTerms; ++term) {
     const LstmTermGradients<S>& gradients = call.gradients[term];
     arguments.first.dx[term] = platform.output(on_device(gradients.x), 4 * count, "dx");
     arguments.first.statistics[term] = platform.input(call.statistics[term], 2 * call.batch, "statistics");
-    arguments.dweight[term] = platform.output(gradients.weight, weights, "dweight");
-    arguments.dbias[term] = platform.output(gradients.bias, weights, "dbias");
+    arguments.dweight[term] = platform.output(on_device(gradients.weight), weights, "dweight");
+    arguments.dbias[term] = platform.output(on_device(gradients.bias), weights, "dbias");
   }
   return arguments;
 }

@@ -132,7 +132,7 @@ struct LstmMap {
 template <class T>
 struct LstmDeviceTerm {
   LstmMap<T> x;
-  Global<const Wide<T>> weight, bias;  // nullptr where the term is not normalised
+  Global<const T> weight, bias;  // nullptr where the term is not normalised
 };
 
 template <class T>
@@ -164,8 +164,8 @@ class LstmGates {
         if (!normalised(term)) continue;
 #pragma unroll
         for (int gate = 0; gate < 4; ++gate) {
-          weight_[term][gate] = in.terms[term].weight[row(gate)];
-          bias_[term][gate] = in.terms[term].bias[row(gate)];
+          weight_[term][gate] = widen(in.terms[term].weight[row(gate)]);
+          bias_[term][gate] = widen(in.terms[term].bias[row(gate)]);
         }
       }
     }
@@ -204,9 +204,9 @@ class LstmGates {
     return load_lanes<T, V>(in_.terms[term].x.row(sample_, row(gate)) + at);
   }
 
-  __device__ __forceinline__ Lanes<W, V> parameter(Global<const W> of_term, W of_channel, int gate, int64_t at) const {
+  __device__ __forceinline__ Lanes<W, V> parameter(Global<const T> of_term, W of_channel, int gate, int64_t at) const {
     if constexpr (kWeights == NormWeights::kPosition) {
-      return load_lanes<W, V>(of_term + (row(gate) * in_.positions + at));
+      return load_lanes<T, V>(of_term + (row(gate) * in_.positions + at));
     } else {
       Lanes<W, V> lanes;
 #pragma unroll
@@ -308,8 +308,9 @@ class LstmLayout {
     const int64_t weights = 4 * channels_ * (call.weights_have_positions ? positions_ : 1);
     for (int term = 0; term < kLstmTerms; ++term) {
       const LstmTerm<S>& from = call.terms[term];
-      inputs.terms[term] = {map(platform, from.x, 4 * channels_, "x"), platform.input(from.weight, weights, "weight"),
-                            platform.input(from.bias, weights, "bias")};
+      inputs.terms[term] = {map(platform, from.x, 4 * channels_, "x"),
+                            platform.input(on_device(from.weight), weights, "weight"),
+                            platform.input(on_device(from.bias), weights, "bias")};
     }
     return inputs;
   }

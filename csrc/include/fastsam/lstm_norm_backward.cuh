@@ -40,9 +40,10 @@ __device__ __forceinline__ LstmStatistics<Wide<T>> saved_statistics(
 
 template <class T>
 struct LstmNormArguments {
-  LstmBackwardArguments<T> first;                          // of the first launch
-  LstmSplit split;                                         // of the terms' rows; of one sample if a block takes all
-  Global<Wide<T>> dweight[kLstmTerms], dbias[kLstmTerms];  // as the weights
+  LstmBackwardArguments<T> first;                    // of the first launch
+  LstmSplit split;                                   // of the terms' rows; of one sample if a block takes all
+  Global<T> dweight[kLstmTerms], dbias[kLstmTerms];  // as the weights
+  Global<Wide<T>> partial;                           // (terms, 2, 4C, N): dweight and dbias of the samples so far
 
   __device__ __forceinline__ bool normalised(int term) const { return first.in.terms[term].weight != nullptr; }
 };
@@ -53,7 +54,8 @@ struct Correction {
   W mean, rstd, offset, slope;
 };
 
-// Samples whose corrections lie in shared memory at a time.
+// Samples whose corrections lie in shared memory at a time. With weights of one a position and more samples than that
+// their gradients are kept from tile to tile in a workspace.
 constexpr int kSampleTile = 32;
 
 // The corrections of some samples, (samples, terms), a warp for each sample.
@@ -104,27 +106,38 @@ __device__ __forceinline__ void channel_weight_gradients(const LstmNormArguments
     dweight = warp_sum(dweight);
     dbias = warp_sum(dbias);
     if (threadIdx.x % kWarp > 0) continue;
-    call.dweight[term][row] = dweight;
-    call.dbias[term][row] = dbias;
+    call.dweight[term][row] = narrow<T>(dweight);
+    call.dbias[term][row] = narrow<T>(dbias);
   }
 }
 
-template <class W, int V>
-__device__ __forceinline__ void add_or_store(Global<W> to, Lanes<W, V> value, bool add) {
-  if (add) {
-    const Lanes<W, V> before = load_lanes<W, V>(to);
+// Which of several tiles of samples this is.
+struct TilePlace {
+  bool is_first, is_last;
+};
+
+// Adds `value` to the sum of the tiles before, and keeps it for those to come or writes it out.
+template <class T, int V>
+__device__ __forceinline__ void add_tile(Global<T> to, Global<Wide<T>> partial, Lanes<Wide<T>, V> value,
+                                         TilePlace tile) {
+  using W = Wide<T>;
+  if (!tile.is_first) {
+    const Lanes<W, V> before = load_lanes<W, V>(partial);
 #pragma unroll
     for (int i = 0; i < V; ++i) value[i] += before[i];
   }
-  store_lanes<W, V>(to, value);
+  if (tile.is_last) {
+    store_lanes<T, V>(to, value);
+  } else {
+    store_lanes<W, V>(partial, value);
+  }
 }
 
-// The gradients at V positions of a row, for the samples whose corrections are there. With weights of one a position it
-// writes dweight and dbias, or adds to those of the samples before.
+// The gradients at V positions of a row, for the samples whose corrections are there; with weights of one a position
+// those of the weights too.
 template <class T, int V, NormWeights kWeights>
 __device__ __forceinline__ void norm_gradients(const LstmNormArguments<T>& call, int64_t first, int samples,
-                                               int64_t row, int64_t at, bool add,
-                                               Shared<Correction<Wide<T>>> corrections) {
+                                               int64_t row, int64_t at, Shared<Correction<Wide<T>>> corrections) {
   using W = Wide<T>;
   constexpr bool kPosition = kWeights == NormWeights::kPosition;
   const LstmInputs<T>& in = call.first.in;
@@ -134,9 +147,9 @@ __device__ __forceinline__ void norm_gradients(const LstmNormArguments<T>& call,
   for (int term = 0; term < kLstmTerms; ++term) {
     if (!call.normalised(term)) continue;
     if constexpr (kPosition) {
-      weight[term] = load_lanes<W, V>(in.terms[term].weight + weight_at);
+      weight[term] = load_lanes<T, V>(in.terms[term].weight + weight_at);
     } else {
-      const W of_row = in.terms[term].weight[weight_at];
+      const W of_row = widen(in.terms[term].weight[weight_at]);
 #pragma unroll
       for (int i = 0; i < V; ++i) weight[term][i] = of_row;
     }
@@ -161,18 +174,24 @@ __device__ __forceinline__ void norm_gradients(const LstmNormArguments<T>& call,
     }
   }
   if constexpr (kPosition) {
+    const TilePlace tile = {first == 0, first + samples == call.first.split.samples};
+    const int64_t count = 4 * in.channels * in.positions;
 #pragma unroll
     for (int term = 0; term < kLstmTerms; ++term) {
       if (!call.normalised(term)) continue;
-      add_or_store<W, V>(call.dweight[term] + weight_at, dweight[term], add);
-      add_or_store<W, V>(call.dbias[term] + weight_at, dbias, add);
+      const Global<W> partial = call.partial + (2 * term * count + weight_at);
+      add_tile<T, V>(call.dweight[term] + weight_at, partial, dweight[term], tile);
+      add_tile<T, V>(call.dbias[term] + weight_at, partial + count, dbias, tile);
     }
   }
 }
 
+// Blocks for whose registers a multiprocessor is to have room. Without a number the compiler wants four, and spills.
+constexpr int kLstmNormBlocks = 3;
+
 // The second launch of a normalised call.
 template <class T, int V, NormWeights kWeights>
-__global__ void __launch_bounds__(kLstmThreads) lstm_norm_backward_kernel(LstmNormArguments<T> call) {
+__global__ void __launch_bounds__(kLstmThreads, kLstmNormBlocks) lstm_norm_backward_kernel(LstmNormArguments<T> call) {
   constexpr bool kPosition = kWeights == NormWeights::kPosition;
   FASTSAM_SHARED(Correction<Wide<T>>, corrections, kSampleTile * kLstmTerms);
   const LstmPlace place = lstm_place(call.split);
@@ -185,7 +204,7 @@ __global__ void __launch_bounds__(kLstmThreads) lstm_norm_backward_kernel(LstmNo
     __syncthreads();
 #pragma unroll 1  // more would cost the registers of other warps
     for (int64_t at = place.begin + threadIdx.x % kWarp * V; at < place.end; at += kWarp * V) {
-      norm_gradients<T, V, kWeights>(call, first, samples, place.row, at, first > begin, corrections);
+      norm_gradients<T, V, kWeights>(call, first, samples, place.row, at, corrections);
     }
     first += kSampleTile;
     if (first < end) __syncthreads();

@@ -126,55 +126,56 @@ struct GateSizes {
   int64_t kernel_size;  // 0 where there is no depthwise filter
 };
 
-template <class S>
+// Weights of the gates, and their gradients, have the type W.
+template <class S, class W = Compute<S>>
 struct SeparableGatesForward {
   GateSizes sizes;
   Map<const S> z;
   Map<const S> h;
   Map<const S> m;
-  const Compute<S>* depthwise;  // (Cz + C, k, k) or nullptr
-  const Compute<S>* pointwise;  // (3C, Cz + C)
-  const Compute<S>* bias;       // (3C) or nullptr
-  S* h_hat;                     // (B, C, N)
-  S* m_new;                     // (B, C, N)
+  const W* depthwise;  // (Cz + C, k, k) or nullptr
+  const W* pointwise;  // (3C, Cz + C)
+  const W* bias;       // (3C) or nullptr
+  S* h_hat;            // (B, C, N)
+  S* m_new;            // (B, C, N)
 };
 
-template <class S>
+template <class S, class W = Compute<S>>
 struct SeparableGatesBackward {
   GateSizes sizes;
   Map<const S> z;
   Map<const S> h;
   Map<const S> m;
-  const Compute<S>* depthwise;
-  const Compute<S>* pointwise;
-  const Compute<S>* bias;
+  const W* depthwise;
+  const W* pointwise;
+  const W* bias;
   Map<const S> dh_hat;
   Map<const S> dm_new;
-  S* dz;                   // (B, Cz, N)
-  S* dh;                   // (B, C, N)
-  S* dm;                   // (B, C, N)
-  Compute<S>* ddepthwise;  // as depthwise
-  Compute<S>* dpointwise;
-  Compute<S>* dbias;  // (3C) or nullptr
+  S* dz;          // (B, Cz, N)
+  S* dh;          // (B, C, N)
+  S* dm;          // (B, C, N)
+  W* ddepthwise;  // as depthwise
+  W* dpointwise;
+  W* dbias;  // (3C) or nullptr
 };
 
 // A summand of the gates i, f, g, o. One with weights is normalised over all channels and positions of a sample.
-template <class S>
+template <class S, class W = Compute<S>>
 struct LstmTerm {
-  Map<const S> x;            // (B, 4C, N); without data where there is no second summand
-  const Compute<S>* weight;  // (4C) or (4C, N), or nullptr
-  const Compute<S>* bias;    // as weight
+  Map<const S> x;   // (B, 4C, N); without data where there is no second summand
+  const W* weight;  // (4C) or (4C, N), or nullptr
+  const W* bias;    // as weight
 };
 
 constexpr int kLstmTerms = 2;
 
-template <class S>
+template <class S, class W = Compute<S>>
 struct LstmGatesForward {
   int64_t batch;
   int64_t channels;
   int64_t positions;
   int64_t weights_have_positions;  // 1 where weight and bias are (4C, N)
-  LstmTerm<S> terms[kLstmTerms];
+  LstmTerm<S, W> terms[kLstmTerms];
   Map<const S> c;
   Compute<S> forget_bias;
   Compute<S> eps;
@@ -183,26 +184,26 @@ struct LstmGatesForward {
   Compute<S>* statistics[kLstmTerms];  // (B, 2): mean and 1 / sqrt(variance + eps) of a term with weights
 };
 
-template <class S>
+template <class S, class W = Compute<S>>
 struct LstmTermGradients {
-  S* x;                // (B, 4C, N); of the second summand nullptr where it is that of the first, both without weights
-  Compute<S>* weight;  // as the weights of the term
-  Compute<S>* bias;
+  S* x;       // (B, 4C, N); of the second summand nullptr where it is that of the first, both without weights
+  W* weight;  // as the weights of the term
+  W* bias;
 };
 
-template <class S>
+template <class S, class W = Compute<S>>
 struct LstmGatesBackward {
   int64_t batch;
   int64_t channels;
   int64_t positions;
   int64_t weights_have_positions;
-  LstmTerm<S> terms[kLstmTerms];
+  LstmTerm<S, W> terms[kLstmTerms];
   Map<const S> c;
   Compute<S> forget_bias;
   Map<const S> dh;
   Map<const S> dc_new;
   const Compute<S>* statistics[kLstmTerms];
-  LstmTermGradients<S> gradients[kLstmTerms];
+  LstmTermGradients<S, W> gradients[kLstmTerms];
   S* dc;  // (B, C, N)
 };
 

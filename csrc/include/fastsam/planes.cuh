@@ -10,14 +10,22 @@ namespace fastsam::cuda {
 
 constexpr int kTileWidth = 8, kMostPlanes = 16;
 
-// Shared layout of windows of tiles of `tile_height` rows. Planes start 8 words apart modulo the 32 banks.
+// Shared layout of windows of tiles of `tile_height` rows; `halo` columns on either side of the tile. Planes start 8
+// words apart modulo the 32 banks (8 pairs of words if T is double).
 struct WindowShape {
-  int rows, width, plane;
+  int rows, width, plane, halo;
+
+  // Columns of the halo before those that the filter needs.
+  __host__ __device__ constexpr int unused(int kernel_size) const { return halo - kernel_size / 2; }
 };
 
+// Of elements of type T. In rows of 16 bits tiles start where elements can be copied several at a time.
+template <class T>
 __host__ __device__ constexpr WindowShape window_shape(int tile_height, int kernel_size) {
-  const int rows = tile_height + kernel_size - 1, width = kTileWidth + kernel_size - 1, area = rows * width;
-  return {rows, width, area + (40 - area % 32) % 32};
+  constexpr int kStep = sizeof(T) == 2 ? kCopiedAtOnce : 1, kBanks = sizeof(T) == 2 ? 64 : 32;
+  const int halo = (kernel_size / 2 + kStep - 1) / kStep * kStep;
+  const int rows = tile_height + kernel_size - 1, width = kTileWidth + 2 * halo, area = rows * width;
+  return {rows, width, area + (kBanks + kBanks / 4 - area % kBanks) % kBanks, halo};
 }
 
 // How many planes fit, 16, 8, 4, 2 or 1; 0 if not even one does. bytes(planes) is what they take.
@@ -36,10 +44,11 @@ struct PlaneWindow {
 };
 
 // Starts to fill `planes` windows of height x width planes, zero beyond their edges; window(i) tells the PlaneWindow i.
-template <class S, class T, class Window>
-__device__ __forceinline__ void load_windows(int planes, WindowShape shape, int height, int width, Shared<T> to,
-                                             Window window) {
-  constexpr int kLanes = 16;  // for a row
+// copy(to, from, there) starts to copy Step neighbours, all of which are in the plane or none.
+template <class S, int Step, class T, class Window, class Copy>
+__device__ __forceinline__ void copy_windows(int planes, WindowShape shape, int height, int width, Shared<T> to,
+                                             Window window, Copy copy) {
+  constexpr int kLanes = 16 / Step;  // for a row
   const int lines = static_cast<int>(blockDim.x) / kLanes;
   int plane = 0, row = static_cast<int>(threadIdx.x) / kLanes;
   while (true) {
@@ -51,26 +60,44 @@ __device__ __forceinline__ void load_windows(int planes, WindowShape shape, int 
     const PlaneWindow<S> from = window(plane);
     const int y = from.top + row;
     const bool there = from.data != nullptr && y >= 0 && y < height;
-    for (int column = threadIdx.x % kLanes; column < shape.width; column += kLanes) {
+#pragma unroll 1
+    for (int column = threadIdx.x % kLanes * Step; column < shape.width; column += kLanes * Step) {
       const int x = from.left + column;
-      copy_element<S>(to + (plane * shape.plane + row * shape.width + column),
-                      from.data + (static_cast<int64_t>(y) * width + x), there && x >= 0 && x < width);
+      copy(to + (plane * shape.plane + row * shape.width + column), from.data + (static_cast<int64_t>(y) * width + x),
+           there && x >= 0 && x < width);
     }
     row += lines;
   }
 }
 
+// The same for windows of T; rows of 16 bits that are `aligned`, and start so, come several elements at a time.
+template <class S, class T, class Window>
+__device__ __forceinline__ void load_windows(bool aligned, int planes, WindowShape shape, int height, int width,
+                                             Shared<T> to, Window window) {
+  if constexpr (sizeof(T) == 2) {
+    if (aligned) {
+      return copy_windows<S, kCopiedAtOnce>(planes, shape, height, width, to, window,
+                                            [](Shared<T> element, Global<const S> from, bool there) {
+                                              copy_elements<S>(element, from, there ? kCopiedAtOnce : 0);
+                                            });
+    }
+  }
+  copy_windows<S, 1>(planes, shape, height, width, to, window, [](Shared<T> element, Global<const S> from, bool there) {
+    copy_element<S>(element, from, there);
+  });
+}
+
 // out[r] += sum over (dy, dx) of filter[dy, dx] window[r + dy, dx]: a column of the correlation with a K x K filter.
-template <int K, int Rows, class T>
-__device__ __forceinline__ void correlate_column_of(Shared<T> window, int pitch, Shared<T> filter, T (&out)[Rows]) {
+template <int K, int Rows, class E, class T>
+__device__ __forceinline__ void correlate_column_of(Shared<E> window, int pitch, Shared<E> filter, T (&out)[Rows]) {
 #pragma unroll 1  // else the compiler loads a whole window ahead, into registers that the product needs
   for (int dx = 0; dx < K; ++dx) {
     T tap[K];
 #pragma unroll
-    for (int dy = 0; dy < K; ++dy) tap[dy] = filter[dy * K + dx];
+    for (int dy = 0; dy < K; ++dy) tap[dy] = widen(filter[dy * K + dx]);
 #pragma unroll
     for (int y = 0; y < Rows + K - 1; ++y) {
-      const T value = window[y * pitch + dx];
+      const T value = widen(window[y * pitch + dx]);
 #pragma unroll
       for (int dy = 0; dy < K; ++dy) {
         if (y - dy >= 0 && y - dy < Rows) out[y - dy] += tap[dy] * value;
@@ -80,14 +107,14 @@ __device__ __forceinline__ void correlate_column_of(Shared<T> window, int pitch,
 }
 
 // The same for a filter of any size.
-template <int Rows, class T>
-__device__ __forceinline__ void correlate_column_any(int k, Shared<T> window, int pitch, Shared<T> filter,
+template <int Rows, class E, class T>
+__device__ __forceinline__ void correlate_column_any(int k, Shared<E> window, int pitch, Shared<E> filter,
                                                      T (&out)[Rows]) {
   for (int dy = 0; dy < k; ++dy) {
     for (int dx = 0; dx < k; ++dx) {
-      const T tap = filter[dy * k + dx];
+      const T tap = widen(filter[dy * k + dx]);
 #pragma unroll
-      for (int row = 0; row < Rows; ++row) out[row] += tap * window[(row + dy) * pitch + dx];
+      for (int row = 0; row < Rows; ++row) out[row] += tap * widen(window[(row + dy) * pitch + dx]);
     }
   }
 }
@@ -112,8 +139,8 @@ __device__ __forceinline__ void with_kernel_size(int64_t k, Use use) {
 }
 
 // A column of the correlation with a k x k filter; K is k or, where that is unusual, 0.
-template <int K, int Rows, class T>
-__device__ __forceinline__ void correlate_column(int k, Shared<T> window, int pitch, Shared<T> filter, T (&out)[Rows]) {
+template <int K, int Rows, class E, class T>
+__device__ __forceinline__ void correlate_column(int k, Shared<E> window, int pitch, Shared<E> filter, T (&out)[Rows]) {
 #pragma unroll
   for (int row = 0; row < Rows; ++row) out[row] = T(0);
   if constexpr (K == 0) {

@@ -25,11 +25,18 @@ struct MapView {
   int64_t stride_channel;
 };
 
+// Which maps and weights of 16 bits a launch can copy several elements at a time: those in which all rows and planes
+// start at multiples of as many. Other types are copied one by one, whatever this says.
+struct GateAlignment {
+  bool maps, depthwise, pointwise;
+};
+
 template <class S>
 struct GateInputs {
   GateSizes sizes;
   MapView<S> z, h, m;
-  Global<const Wide<S>> depthwise, pointwise, bias;
+  Global<const S> depthwise, pointwise, bias;
+  GateAlignment aligned;
 };
 
 __host__ __device__ inline int64_t input_channels(const GateSizes& sizes) { return sizes.z_channels + sizes.channels; }
@@ -62,16 +69,31 @@ __device__ __forceinline__ GatePlace gate_place(const GateSizes& sizes, int tile
           static_cast<int>(tile % across * kTileWidth), static_cast<int>(blockIdx.x % groups * kPartRows)};
 }
 
+template <class Call>
+GateAlignment gate_alignment(const Call& call) {
+  const auto is_aligned = [](const auto& map) {
+    return aligned_for_copies(map.data) && (map.stride_batch | map.stride_channel) % kCopiedAtOnce == 0;
+  };
+  const bool maps = is_aligned(call.h) && (call.sizes.z_channels == 0 || is_aligned(call.z));
+  return {call.sizes.width % kCopiedAtOnce == 0 && maps, aligned_for_copies(call.depthwise),
+          input_channels(call.sizes) % kCopiedAtOnce == 0 && aligned_for_copies(call.pointwise)};
+}
+
+// What windows and filters are kept as: as they are where a product has operands of 16 bits, else ready for arithmetic.
+template <class Product>
+using WindowElement = std::conditional_t<sizeof(typename Product::Operand) == 2, typename Product::Operand,
+                                         typename Product::Accumulator>;
+
 // Shared memory of a block: `planes` windows and their filters at a time.
 template <class Product>
 int64_t gate_shared_bytes(const GateSizes& sizes, int planes) {
-  using T = typename Product::Accumulator;
+  using E = WindowElement<Product>;
   const int64_t product = shared_bytes<typename Product::Operand>(2 * Product::template kSizeA<kGates>) +
                           shared_bytes<typename Product::Operand>(Product::kSizeB);
   if (sizes.kernel_size == 0) return product;
   const int k = static_cast<int>(sizes.kernel_size);
-  return product + shared_bytes<T>(planes * window_shape(Product::kColumns / kTileWidth, k).plane) +
-         shared_bytes<T>(planes * k * k);
+  return product + shared_bytes<E>(planes * window_shape<E>(Product::kColumns / kTileWidth, k).plane) +
+         shared_bytes<E>(planes * k * k);
 }
 
 // How a kernel of gates is started. 48 KiB, which every card gives without asking; of the 32 KiB that float32 takes at
@@ -129,6 +151,7 @@ class GateBlock {
  public:
   using T = Wide<S>;
   using Operand = typename Product::Operand;
+  using E = WindowElement<Product>;
   static constexpr int kTileHeight = Product::kColumns / kTileWidth;
 
   __device__ __forceinline__ GateBlock(const GateInputs<S>& in, int planes)
@@ -141,8 +164,8 @@ class GateBlock {
     a_ = arena.take<Operand>(2 * Product::template kSizeA<kGates>, "pointwise");
     b_ = arena.take<Operand>(Product::kSizeB, "u");
     if (k_ == 0) return;
-    window_ = arena.take<T>(planes * window_shape(kTileHeight, k_).plane, "windows");
-    filter_ = arena.take<T>(planes * k_ * k_, "filters");
+    window_ = arena.take<E>(planes * window_shape<E>(kTileHeight, k_).plane, "windows");
+    filter_ = arena.take<E>(planes * k_ * k_, "filters");
   }
 
   // The gates before bias and activation. after_chunk(first channel of [z; h], u of the chunk) may look at u.
@@ -161,7 +184,7 @@ class GateBlock {
         filter_inputs(first);
       }
       start_pointwise(first + kProductDepth);
-      Product::multiply(pointwise(first), b_, sum);
+      Product::template multiply<Along::kDepth, Along::kOther>(pointwise(first), b_, sum);
       after_chunk(first, b_);
     }
   }
@@ -184,7 +207,7 @@ class GateBlock {
       const int64_t y = place_.top + column / kTileWidth, x = place_.left + column % kTileWidth;
       if (first + k >= inputs_ || y >= in_.sizes.height || x >= in_.sizes.width) return;
       to[((first + k) * in_.sizes.batch + place_.batch) * area + y * in_.sizes.width + x] =
-          u[Product::index_b(k, column)];
+          u[Product::template index_b<Along::kOther>(k, column)];
     });
   }
 
@@ -198,17 +221,17 @@ class GateBlock {
 
   __device__ __forceinline__ void start_pointwise(int first) {
     if (first >= inputs_) return;
-    start_a<Product, kGates, Along::kDepth>(pointwise(first), [&](int row, int k) {
+    start_a<Product, kGates, Along::kDepth>(pointwise(first), in_.aligned.pointwise, [&](int row, int k) {
       const int channel = place_.first_channel + row % kPartRows, input = first + k;
       const int64_t gate_row = row / kPartRows * in_.sizes.channels + channel;
-      return Source<T>{in_.pointwise + (gate_row * inputs_ + input), channel < in_.sizes.channels && input < inputs_};
+      return Source<S>{in_.pointwise + (gate_row * inputs_ + input), channel < in_.sizes.channels && input < inputs_};
     });
     cp_async_commit();
   }
 
   __device__ __forceinline__ void load_inputs(int first) {
     if (first > 0) __syncthreads();
-    start_b<Product, Along::kOther>(b_, [&](int k, int column) {
+    start_b<Product, Along::kOther>(b_, in_.aligned.maps, [&](int column, int k) {
       const Global<const S> plane = input_plane(in_, place_.batch, first + k);
       const int y = place_.top + column / kTileWidth, x = place_.left + column % kTileWidth;
       const bool there = plane != nullptr && y < in_.sizes.height && x < in_.sizes.width;
@@ -224,19 +247,36 @@ class GateBlock {
   // Windows and filters of the `planes_` channels from `first` on.
   __device__ __forceinline__ void start_windows(int first) {
     if (k_ == 0 || first >= (inputs_ + kProductDepth - 1) / kProductDepth * kProductDepth) return;
-    load_windows<S>(planes_, window_shape(kTileHeight, k_), static_cast<int>(in_.sizes.height),
+    const WindowShape shape = window_shape<E>(kTileHeight, k_);
+    load_windows<S>(in_.aligned.maps, planes_, shape, static_cast<int>(in_.sizes.height),
                     static_cast<int>(in_.sizes.width), window_, [&](int i) {
                       return PlaneWindow<S>{input_plane(in_, place_.batch, first + i), place_.top - k_ / 2,
-                                            place_.left - k_ / 2};
+                                            place_.left - shape.halo};
                     });
-    const int64_t taps = k_ * k_;
-    for (int i = threadIdx.x; i < planes_ * taps; i += kProductThreads)
-      copy_element<T>(filter_ + i, in_.depthwise + (first * taps + i), first * taps + i < inputs_ * taps);
+    start_filters(first);
     cp_async_commit();
   }
 
+  // The filters of `planes_` channels lie one behind the other.
+  __device__ __forceinline__ void start_filters(int first) {
+    const int count = planes_ * k_ * k_;
+    const int64_t start = static_cast<int64_t>(first) * k_ * k_, left = static_cast<int64_t>(inputs_) * k_ * k_ - start;
+    if constexpr (sizeof(E) == 2) {
+      if (in_.aligned.depthwise && count % kCopiedAtOnce == 0) {
+#pragma unroll 1
+        for (int i = threadIdx.x * kCopiedAtOnce; i < count; i += kProductThreads * kCopiedAtOnce)
+          copy_elements<S>(filter_ + i, in_.depthwise + (start + i),
+                           static_cast<int>(max(min(left - i, int64_t{kCopiedAtOnce}), int64_t{0})));
+        return;
+      }
+    }
+#pragma unroll 1
+    for (int i = threadIdx.x; i < count; i += kProductThreads)
+      copy_element<S>(filter_ + i, in_.depthwise + (start + i), i < left);
+  }
+
   __device__ __forceinline__ void filter_inputs(int first) {
-    const WindowShape shape = window_shape(kTileHeight, k_);
+    const WindowShape shape = window_shape<E>(kTileHeight, k_);
     const int plane = threadIdx.x / kTileWidth, column = threadIdx.x % kTileWidth;
     for (int done = 0; done < kProductDepth; done += planes_) {
       cp_async_wait<0>();
@@ -245,12 +285,13 @@ class GateBlock {
       if (plane < planes_) {
         T u[kTileHeight];
         with_kernel_size(k_, [&](auto size) {
-          correlate_column<decltype(size)::value>(k_, window_ + (plane * shape.plane + column), shape.width,
-                                                  filter_ + plane * k_ * k_, u);
+          correlate_column<decltype(size)::value>(k_, window_ + (plane * shape.plane + shape.unused(k_) + column),
+                                                  shape.width, filter_ + plane * k_ * k_, u);
         });
 #pragma unroll
         for (int row = 0; row < kTileHeight; ++row)
-          b_[Product::index_b(done + plane, row * kTileWidth + column)] = Product::operand(u[row]);
+          b_[Product::template index_b<Along::kOther>(done + plane, row * kTileWidth + column)] =
+              Product::operand(u[row]);
       }
       __syncthreads();
       start_windows(first + done + planes_);
@@ -261,7 +302,7 @@ class GateBlock {
   GatePlace place_;
   int inputs_, k_, planes_;
   Shared<Operand> a_, b_;
-  Shared<T> window_, filter_;
+  Shared<E> window_, filter_;
 };
 
 __device__ __forceinline__ float sigmoid_of_gate(float x) { return 1.0f / (1.0f + expf(-x)); }
@@ -282,7 +323,7 @@ __device__ __forceinline__ ActivatedGates<T> activate(const GateInputs<S>& in, c
 #pragma unroll
   for (int part = 0; part < kGates; ++part) {
     gate[part] = sum[part][pair];
-    if (in.bias != nullptr) gate[part] += __ldg(in.bias + (part * in.sizes.channels + channel));
+    if (in.bias != nullptr) gate[part] += widen(__ldg(in.bias + (part * in.sizes.channels + channel)));
   }
   const T m = at_map(in.m, batch, channel, position);
   const T i = sigmoid_of_gate(gate[0]), g = tanh_of_gate(gate[1]), o = sigmoid_of_gate(gate[2]);

@@ -114,9 +114,10 @@ constexpr int64_t product_shared_bytes() {
 }
 
 // sum = A B over `chunks` chunks, of which each is on its way while the one before is multiplied: source_a(chunk, row,
-// k) and source_b(chunk, k, column) are where the elements are.
+// k) and source_b(chunk, column, k) are where the elements are, start_a() and start_b() say what is aligned.
 template <class Product, int Parts, Along along, class SourceA, class SourceB>
-__device__ __forceinline__ void multiply_chunks(int64_t chunks, SourceA source_a, SourceB source_b,
+__device__ __forceinline__ void multiply_chunks(int64_t chunks, bool aligned_a, SourceA source_a, bool aligned_b,
+                                                SourceB source_b,
                                                 typename Product::Accumulator (&sum)[Parts][Product::kPairs]) {
   using Operand = typename Product::Operand;
   SharedArena arena;
@@ -133,13 +134,13 @@ __device__ __forceinline__ void multiply_chunks(int64_t chunks, SourceA source_a
       __syncthreads();
     }
     if (chunk + 1 < chunks) {
-      start_a<Product, Parts, along>(all_a + ((chunk + 1) & 1) * Product::template kSizeA<Parts>,
+      start_a<Product, Parts, along>(all_a + ((chunk + 1) & 1) * Product::template kSizeA<Parts>, aligned_a,
                                      [&](int row, int k) { return source_a(chunk + 1, row, k); });
-      start_b<Product, along>(all_b + ((chunk + 1) & 1) * Product::kSizeB,
-                              [&](int k, int column) { return source_b(chunk + 1, k, column); });
+      start_b<Product, along>(all_b + ((chunk + 1) & 1) * Product::kSizeB, aligned_b,
+                              [&](int column, int k) { return source_b(chunk + 1, column, k); });
       cp_async_commit();
     }
-    if (chunk >= 0) Product::multiply(a, b, sum);
+    if (chunk >= 0) Product::template multiply<along, along>(a, b, sum);
   }
 }
 
@@ -162,15 +163,17 @@ __device__ __forceinline__ void dpointwise_tile(const GateSizes& sizes, const Ga
                 first_input = block % products.column_tiles * Product::kColumns,
                 end = min(all, (part + 1) * products.positions_a_part);
   const int64_t start = part * products.positions_a_part;
+  const bool aligned = all % kCopiedAtOnce == 0;
   T sum[kGates][Product::kPairs];
   multiply_chunks<Product, kGates, Along::kDepth>(
-      ceil_div(end - start, kProductDepth),
+      ceil_div(end - start, kProductDepth), aligned,
       [&](int64_t chunk, int row, int k) {
         const int64_t position = start + chunk * kProductDepth + k;
         return Source<Operand>{workspace.dgates + ((first_row + row) * all + position),
                                first_row + row < rows && position < end};
       },
-      [&](int64_t chunk, int k, int column) {
+      aligned,
+      [&](int64_t chunk, int column, int k) {
         const int64_t position = start + chunk * kProductDepth + k;
         return Source<Operand>{workspace.u + ((first_input + column) * all + position),
                                first_input + column < inputs && position < end};
@@ -210,13 +213,14 @@ __device__ __forceinline__ void du_tile(const GateInputs<S>& in, const GateProdu
                 first_in_sample = first_position % area;
   T sum[kInputParts][Product::kPairs];
   multiply_chunks<Product, kInputParts, Along::kOther>(
-      ceil_div(rows, kProductDepth),
+      ceil_div(rows, kProductDepth), in.aligned.pointwise,
       [&](int64_t chunk, int input, int k) {
         const int64_t row = chunk * kProductDepth + k;
-        return Source<T>{in.pointwise + (row * inputs + first_input + input),
+        return Source<S>{in.pointwise + (row * inputs + first_input + input),
                          first_input + input < inputs && row < rows};
       },
-      [&](int64_t chunk, int k, int column) {
+      all % kCopiedAtOnce == 0,
+      [&](int64_t chunk, int column, int k) {
         const int64_t row = chunk * kProductDepth + k, position = first_position + column;
         return Source<Operand>{workspace.dgates + (row * all + position), row < rows && position < all};
       },

@@ -8,9 +8,9 @@ namespace fastsam::cuda {
 
 constexpr int kChannelThreads = 256, kChannelWarps = kChannelThreads / 32, kChannelTileHeight = 8;
 
-template <class T>
+template <class S>
 struct GateWeightGradients {
-  Global<T> ddepthwise, dpointwise, dbias;
+  Global<S> ddepthwise, dpointwise, dbias;
 };
 
 // Blocks of the third launch: the channels of [z; h], elements of dpointwise, rows of dbias.
@@ -33,7 +33,7 @@ int64_t channel_shared_bytes(const GateSizes& sizes, int warps) {
   const int64_t taps = sizes.kernel_size * sizes.kernel_size;
   if (taps == 0) return shared_bytes<T>(kChannelWarps);
   const int64_t windows = warps * tiles_of_warp(sizes.kernel_size) *
-                          window_shape(kChannelTileHeight, static_cast<int>(sizes.kernel_size)).plane;
+                          window_shape<T>(kChannelTileHeight, static_cast<int>(sizes.kernel_size)).plane;
   return 2 * shared_bytes<T>(windows) + shared_bytes<T>(taps) + shared_bytes<T>(warps * taps);
 }
 
@@ -99,7 +99,7 @@ class ChannelBlock {
         warps_(warps),
         warp_(static_cast<int>(threadIdx.x) / 32),
         lane_(static_cast<int>(threadIdx.x) % 32),
-        shape_(window_shape(kChannelTileHeight, k_)) {
+        shape_(window_shape<T>(kChannelTileHeight, k_)) {
     const int taps = k_ * k_, windows = warps * kTiles, mine = warp_ * kTiles + lane_ / kLanes;
     SharedArena arena;
     x_ = arena.take<T>(windows * shape_.plane, "input windows") + mine * shape_.plane;
@@ -107,11 +107,11 @@ class ChannelBlock {
     filter_ = arena.take<T>(taps, "flipped filter");
     sums_ = arena.take<T>(warps * taps, "tap sums");
     for (int tap = threadIdx.x; tap < taps; tap += kChannelThreads)
-      filter_[taps - 1 - tap] = __ldg(in.depthwise + (channel * taps + tap));
+      filter_[taps - 1 - tap] = widen(__ldg(in.depthwise + (channel * taps + tap)));
     __syncthreads();
   }
 
-  __device__ __forceinline__ void run(Global<const T> du, const GateInputGradients<S>& out, Global<T> ddepthwise) {
+  __device__ __forceinline__ void run(Global<const T> du, const GateInputGradients<S>& out, Global<S> ddepthwise) {
     const Shared<T> sums = sums_ + warp_ * k_ * k_;
     if constexpr (K > 0) {
       sum_in_registers(du, out, sums);
@@ -123,7 +123,7 @@ class ChannelBlock {
     for (int tap = threadIdx.x; tap < taps; tap += kChannelThreads) {
       T total = T(0);
       for (int warp = 0; warp < warps_; ++warp) total += sums_[warp * taps + tap];
-      ddepthwise[channel_ * taps + tap] = total;
+      ddepthwise[channel_ * taps + tap] = narrow<S>(total);
     }
   }
 
@@ -271,20 +271,21 @@ class ChannelBlock {
 };
 
 // One element of dpointwise for each thread: the sum of its parts.
-template <class T>
-__device__ __forceinline__ void add_parts(int64_t block, int64_t parts, int64_t count, Global<T> partial,
-                                          Global<T> total) {
+template <class S>
+__device__ __forceinline__ void add_parts(int64_t block, int64_t parts, int64_t count, Global<Wide<S>> partial,
+                                          Global<S> total) {
   const int64_t at = block * kChannelThreads + threadIdx.x;
   if (at >= count) return;
-  T sum = T(0);
+  Wide<S> sum = 0;
 #pragma unroll 4
   for (int64_t part = 0; part < parts; ++part) sum += partial[part * count + at];
-  total[at] = sum;
+  total[at] = narrow<S>(sum);
 }
 
 // dbias of one row of the gates.
-template <class T, class Operand>
-__device__ __forceinline__ void sum_row(int64_t row, int64_t count, Global<Operand> dgates, Global<T> dbias) {
+template <class S, class Operand>
+__device__ __forceinline__ void sum_row(int64_t row, int64_t count, Global<Operand> dgates, Global<S> dbias) {
+  using T = Wide<S>;
   SharedArena arena;
   const Shared<T> of_warps = arena.take<T>(kChannelWarps, "row sums");
   T sum = T(0);
@@ -296,7 +297,7 @@ __device__ __forceinline__ void sum_row(int64_t row, int64_t count, Global<Opera
   if (threadIdx.x != 0) return;
   T total = T(0);
   for (int warp = 0; warp < kChannelWarps; ++warp) total += of_warps[warp];
-  dbias[row] = total;
+  dbias[row] = narrow<S>(total);
 }
 
 // Operands of 16 bits are those of tensor cores.
@@ -313,7 +314,7 @@ template <class S, class Operand>
 __device__ __forceinline__ void gradients_of_block(const GateInputs<S>& in, const GateChannels& channels, int64_t parts,
                                                    const GateWorkspace<Wide<S>, Operand>& workspace,
                                                    const GateInputGradients<S>& out,
-                                                   const GateWeightGradients<Wide<S>>& weights) {
+                                                   const GateWeightGradients<S>& weights) {
   int64_t block = blockIdx.x;
   if (block < channels.channel_blocks) {
     return with_kernel_size(in.sizes.kernel_size, [&](auto size) {
@@ -332,7 +333,7 @@ template <class S, class Operand>
 __global__ void __launch_bounds__(kChannelThreads, kBlocksAtOnce<Wide<S>>* kProductThreads / kChannelThreads)
     separable_gates_backward_channels_kernel(GateInputs<S> in, GateChannels channels, int64_t parts,
                                              GateWorkspace<Wide<S>, Operand> workspace, GateInputGradients<S> out,
-                                             GateWeightGradients<Wide<S>> weights) {
+                                             GateWeightGradients<S> weights) {
   if constexpr (channels_served_here<S, Operand>()) {
     gradients_of_block(in, channels, parts, workspace, out, weights);
   } else {

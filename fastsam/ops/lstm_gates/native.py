@@ -5,12 +5,14 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from fastsam.ops._dispatch import arithmetic
 from fastsam.ops._native import address, dense, map_fields, new_map, run, weights
 from fastsam.ops.lstm_gates._term import Term, new_statistics
 
 
-def _readable(terms: Sequence[Term], wide: torch.dtype) -> list[Term]:
-    return [Term(dense(term.x), weights(term.weight, wide), weights(term.bias, wide)) for term in terms]
+def _readable(terms: Sequence[Term], c: Tensor) -> list[Term]:
+    dtype = arithmetic(c.dtype) if c.device.type == "cpu" else c.dtype  # kernels on a GPU widen what they load
+    return [Term(dense(term.x), weights(term.weight, dtype), weights(term.bias, dtype)) for term in terms]
 
 
 def _input_fields(terms: Sequence[Term], c: Tensor, forget_bias: float) -> list[float]:
@@ -32,7 +34,7 @@ def _statistics_fields(terms: Sequence[Term], statistics: Tensor) -> list[int]:
 def forward(terms: Sequence[Term], c: Tensor, forget_bias: float, eps: float) -> tuple[Tensor, Tensor, Tensor]:
     """h, c_new, and the statistics for `backward`."""
     statistics = new_statistics(c, sum(term.weight is not None for term in terms))
-    terms, c = _readable(terms, statistics.dtype), dense(c)
+    terms, c = _readable(terms, c), dense(c)
     h, c_new = new_map(c, c.shape[1]), new_map(c, c.shape[1])
     fields = [*_input_fields(terms, c, forget_bias), float(eps), address(h), address(c_new)]
     run("lstm_gates_forward", c, [*fields, *_statistics_fields(terms, statistics)])
@@ -43,7 +45,7 @@ def backward(
     dh: Tensor, dc_new: Tensor, terms: Sequence[Term], c: Tensor, forget_bias: float, statistics: Tensor
 ) -> tuple[list[Term], Tensor]:
     """The gradients with respect to the terms and to c. Two terms without norms get one tensor: theirs are equal."""
-    terms, c, dh, dc_new = _readable(terms, statistics.dtype), dense(c), dense(dh), dense(dc_new)
+    terms, c, dh, dc_new = _readable(terms, c), dense(c), dense(dh), dense(dc_new)
     same = len(terms) == 2 and terms[0].weight is None and terms[1].weight is None
     gradients = [Term(new_map(x, x.shape[1]), *map(_like, norm)) for x, *norm in (terms[:1] if same else terms)]
     dc = new_map(c, c.shape[1])

@@ -10,8 +10,9 @@ from fastsam.ops._native import address, dense, map_fields, new_map, run, weight
 def _readable(
     z: Tensor | None, h: Tensor, m: Tensor, depthwise: Tensor | None, pointwise: Tensor, bias: Tensor | None
 ) -> tuple[Tensor | None, Tensor, Tensor, Tensor | None, Tensor, Tensor | None]:
-    wide = (weights(tensor, arithmetic(h.dtype)) for tensor in (depthwise, pointwise, bias))
-    return None if z is None else dense(z), dense(h), dense(m), *wide  # type: ignore[return-value]
+    dtype = arithmetic(h.dtype) if h.device.type == "cpu" else h.dtype  # kernels on a GPU widen what they load
+    of_gates = (weights(tensor, dtype) for tensor in (depthwise, pointwise, bias))
+    return None if z is None else dense(z), dense(h), dense(m), *of_gates  # type: ignore[return-value]
 
 
 def _input_fields(

@@ -2,46 +2,18 @@
 // fastsam/ops/lstm_gates/native.py gives them.
 #include "fastsam/lstm_gates.cuh"
 #include "fastsam/lstm_gates_backward.cuh"
+#include "fields.h"
 #include "simt/launch.h"
 
 namespace fastsam::cuda {
 namespace {
 
-class Fields {
- public:
-  explicit Fields(const int64_t* fields) : next_(fields) {}
-
-  int64_t number() { return *next_++; }
-
-  template <class T>
-  T* address() {
-    return reinterpret_cast<T*>(number());
-  }
-
-  template <class T>
-  Map<const T> map() {
-    T* const data = address<T>();
-    const int64_t stride_batch = number();
-    return {data, stride_batch, number()};
-  }
-
-  template <class S, class Call>
-  void inputs(Call& call) {
-    call.batch = number();
-    call.channels = number();
-    call.positions = number();
-    call.weights_have_positions = number();
-    for (LstmTerm<S>& term : call.terms) {
-      term.x = map<S>();
-      term.weight = address<Compute<S>>();
-      term.bias = address<Compute<S>>();
-    }
-    call.c = map<S>();
-  }
-
- private:
-  const int64_t* next_;
-};
+template <class Call>
+void read_inputs(Fields& fields, Call& call) {
+  fields.read(call.batch, call.channels, call.positions, call.weights_have_positions);
+  for (auto& term : call.terms) fields.read(term.x, term.weight, term.bias);
+  fields.read(call.c);
+}
 
 Launch on_card(int64_t multiprocessors) {
   return {0, nullptr, 86, static_cast<int>(multiprocessors), 99 * 1024, Precision::kFloat32};
@@ -60,12 +32,10 @@ const char* forward(const int64_t* address, double forget_bias, double eps, void
   return simt::run([&] {
     Fields fields(address);
     LstmGatesForward<S> call = {};
-    fields.inputs<S>(call);
+    read_inputs(fields, call);
     call.forget_bias = static_cast<Compute<S>>(forget_bias);
     call.eps = static_cast<Compute<S>>(eps);
-    call.h = fields.address<S>();
-    call.c_new = fields.address<S>();
-    for (auto& statistics : call.statistics) statistics = fields.address<Compute<S>>();
+    fields.read(call.h, call.c_new, call.statistics[0], call.statistics[1]);
     check_workspace(bytes, lstm_forward_workspace(call, on_card(multiprocessors)));
     lstm_forward(call, workspace, on_card(multiprocessors), simt::Platform());
   });
@@ -77,15 +47,11 @@ const char* backward(const int64_t* address, double forget_bias, void* workspace
   return simt::run([&] {
     Fields fields(address);
     LstmGatesBackward<S> call = {};
-    fields.inputs<S>(call);
+    read_inputs(fields, call);
     call.forget_bias = static_cast<Compute<S>>(forget_bias);
-    call.dh = fields.map<S>();
-    call.dc_new = fields.map<S>();
-    for (auto& statistics : call.statistics) statistics = fields.address<const Compute<S>>();
-    for (LstmTermGradients<S>& gradients : call.gradients) {
-      gradients = {fields.address<S>(), fields.address<Compute<S>>(), fields.address<Compute<S>>()};
-    }
-    call.dc = fields.address<S>();
+    fields.read(call.dh, call.dc_new, call.statistics[0], call.statistics[1]);
+    for (auto& gradients : call.gradients) fields.read(gradients.x, gradients.weight, gradients.bias);
+    fields.read(call.dc);
     check_workspace(bytes, lstm_backward_workspace(call, on_card(multiprocessors)));
     lstm_backward(call, workspace, on_card(multiprocessors), simt::Platform());
   });
