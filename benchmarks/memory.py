@@ -59,10 +59,10 @@ def _on_cpu(peer: Peer, case: Case, dtype: torch.dtype) -> float:
     device = torch.device("cpu")
     _variant(peer, dataclasses.replace(case, size=8, batch=1), device, dtype).lap()
     variant = _variant(peer, case, device, dtype)
-    _forget_peak()
-    before = _peak_resident()
+    forget_peak()
+    before = peak_resident()
     variant.lap()
-    return float(_peak_resident() - before)
+    return float(peak_resident() - before)
 
 
 def _variant(peer: Peer, case: Case, device: torch.device, dtype: torch.dtype) -> Variant:
@@ -71,13 +71,13 @@ def _variant(peer: Peer, case: Case, device: torch.device, dtype: torch.dtype) -
     return Variant(peer, model, case, parameters, cases.inputs(case, device, dtype))
 
 
-def _forget_peak() -> None:
+def forget_peak() -> None:
     """Set Linux's record of the peak back to what is resident now, where it lets us."""
     with contextlib.suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5")
 
 
-def _peak_resident() -> int:
+def peak_resident() -> int:
     """The peak of this process's resident set so far, in bytes.
 
     getrusage serves other systems than Linux, where it would also count the process that started this one.

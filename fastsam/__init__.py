@@ -1,8 +1,8 @@
 """Fused self-attention memory (SAM) for recurrent spatiotemporal predictors.
 
 `fastsam.SAM` drops into existing PyTorch models; `fastsam.SAConvLSTM` and the other named models are complete
-predictors; `fastsam.ops` holds the operators underneath; `fastsam.convert` reads checkpoints of published code.
-`fastsam.info()` tells what is built and what would be chosen.
+predictors, and `fastsam.build` makes any of them by name; `fastsam.ops` holds the operators underneath;
+`fastsam.convert` reads checkpoints of published code. `fastsam.info()` tells what is built and what would be chosen.
 """
 
 from fastsam import comparators, convert, ops
@@ -13,12 +13,14 @@ from fastsam.info import info
 from fastsam.models import (
     ABLATION,
     CMSLSTM,
+    MODELS,
     TRANSPLANTS,
     BaseModel,
     ConvLSTM,
     SAConvLSTM,
     Transplant,
     ablation,
+    build,
     transplant,
 )
 from fastsam.modules import (
@@ -39,6 +41,7 @@ __all__ = [
     "CMSLSTM",
     "E3DLSTM",
     "MIM",
+    "MODELS",
     "SAM",
     "TRANSPLANTS",
     "BaseCell",
@@ -61,6 +64,7 @@ __all__ = [
     "__version__",
     "ablation",
     "backend",
+    "build",
     "comparators",
     "convert",
     "info",

@@ -1,4 +1,4 @@
-"""The models of the two papers by name, and the rows of their ablations.
+"""The models of the two papers by name, the rows of their ablations, and all models under one name each.
 
 Section and table numbers are those of "Self-Attention ConvLSTM for Spatiotemporal Prediction" for `ConvLSTM`,
 `BaseModel`, `SAConvLSTM` and `ablation`, and those of "CMS-LSTM: Context-Embedding and Multi-Scale
@@ -10,12 +10,22 @@ there is attention. The 1x1 embedding of the patches is not described in that pa
 third of Table 2's counts (Adam's slots are in those) within half a percent.
 """
 
-from collections.abc import Sequence
-from typing import Any
+import inspect
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
+from typing import Any, NamedTuple
 
 import torch
 
-from fastsam.comparators import PREDRNN_TRANSPLANT_ROWS, PREDRNN_TRANSPLANTS
+from fastsam.comparators import (
+    E3DLSTM,
+    MIM,
+    PREDRNN_TRANSPLANT_ROWS,
+    PREDRNN_TRANSPLANTS,
+    MIMStar,
+    PredRNNPlusPlus,
+    TrajGRU,
+)
 from fastsam.modules import (
     BaseCell,
     CMSLSTMCell,
@@ -170,10 +180,10 @@ TRANSPLANTS: dict[str, str] = {
     "sa_convlstm": "SA-ConvLSTM",
     "sa_convlstm_se": "SA-ConvLSTM w/o CE, w SE",
     "sa_convlstm_ce": "SA-ConvLSTM w CE, w/o SE",
-    "sa_convlstm_ce_se": "SA-ConvLSTM w CE, w SE",  # not in the table
+    "sa_convlstm_ce_se": "SA-ConvLSTM w CE, w SE (not in the table)",
     **PREDRNN_TRANSPLANTS,
 }
-"""The rows of Table 3: the name that `transplant` takes, and the paper's label."""
+"""The rows of Table 3: the name that `transplant` takes, and the paper's label, where it has the row."""
 
 _SA: dict[str, Any] = {"backbone": "sa_convlstm"}
 
@@ -221,12 +231,79 @@ def transplant(name: str, **overrides: Any) -> Forecaster:
 
 def _make(function: str, rows: _Rows, fixed: Sequence[str], name: Any, overrides: dict[str, Any]) -> Forecaster:
     """The model of a row, `fixed` being the arguments in which rows differ."""
-    if not isinstance(name, str):
-        raise TypeError(f"{function}: name must be a string, one of {', '.join(map(repr, rows))}, got {name!r}")
-    if name not in rows:
-        raise ValueError(f"{function}: there is no row {name!r}, known are {', '.join(map(repr, rows))}")
+    _check_name(function, "row", rows, name)
     for option in fixed:
         if option in overrides:
             raise TypeError(f"{function}: {option} is what makes the rows differ, it cannot be overridden")
     model, row = rows[name]
     return model(**row, **overrides)
+
+
+def _check_name(function: str, kind: str, known: Iterable[str], name: Any) -> None:
+    names = list(known)
+    if not isinstance(name, str):
+        raise TypeError(f"{function}: name must be a string, one of {', '.join(map(repr, names))}, got {name!r}")
+    if name not in names:
+        raise ValueError(f"{function}: there is no {kind} {name!r}, known are {', '.join(map(repr, names))}")
+
+
+class NamedModel(NamedTuple):
+    """A model that `build` makes.
+
+    model: its class. make: makes it from arguments of the class. paper: a paper, and the table of it that the model
+    stands in. row: its label there.
+    """
+
+    model: type[Forecaster]
+    make: Callable[..., Forecaster]
+    paper: str
+    row: str
+
+    @property
+    def takes_frame_size(self) -> bool:
+        """Whether it has parameters for each position, and serves frames of the size it is made for only."""
+        return "frame_size" in inspect.signature(self.model).parameters
+
+
+_FIRST_TABLE_1, _FIRST_TABLE_2 = "SA-ConvLSTM, Table 1", "SA-ConvLSTM, Table 2"
+_SECOND_TABLE_1, _SECOND_TABLE_3 = "CMS-LSTM, Table 1", "CMS-LSTM, Table 3"
+
+MODELS: dict[str, NamedModel] = {
+    **{
+        name: NamedModel(_ROWS[name][0], partial(ablation, name), _FIRST_TABLE_1, label)
+        for name, label in ABLATION.items()
+    },
+    "cms_lstm": NamedModel(CMSLSTM, CMSLSTM, _SECOND_TABLE_1, "CMS-LSTM"),
+    **{
+        {"convlstm": "cms_lstm_without_blocks"}.get(name, name): NamedModel(
+            _TRANSPLANT_ROWS[name][0], partial(transplant, name), _SECOND_TABLE_3, label
+        )
+        for name, label in TRANSPLANTS.items()
+        if name != "sa_convlstm"
+    },
+    "predrnn_plus_plus": NamedModel(PredRNNPlusPlus, PredRNNPlusPlus, _FIRST_TABLE_2, "PredRNN++"),
+    "mim": NamedModel(MIM, MIM, _FIRST_TABLE_2, "MIM"),
+    "mim_star": NamedModel(MIMStar, MIMStar, _FIRST_TABLE_2, "MIM*"),
+    "e3d_lstm": NamedModel(E3DLSTM, E3DLSTM, _SECOND_TABLE_1, "E3D-LSTM"),
+    "traj_gru": NamedModel(TrajGRU, TrajGRU, _FIRST_TABLE_2, "TrajGRU"),
+}
+"""Every model: the name that `build` takes.
+
+Two rows stand in the ablations of both papers. "sa_convlstm" is the same model in both. "convlstm" is the baseline of
+the SA-ConvLSTM paper; the row of that name of the other paper, which removed CE and SE from CMS-LSTM to make it, is
+"cms_lstm_without_blocks".
+"""
+
+
+def build(name: str, **overrides: Any) -> Forecaster:
+    """Any model by name, in its paper's MovingMNIST configuration.
+
+    Args:
+        name: a key of `MODELS`.
+        **overrides: arguments of the model, other than the ones that make a row of an ablation what it is.
+
+    Raises:
+        TypeError, ValueError: no such model; an override that the model does not take, or that would change the row.
+    """
+    _check_name("build", "model", MODELS, name)
+    return MODELS[name].make(**overrides)

@@ -1,11 +1,12 @@
 """Configuration: one dataclass a section, read by jsonargparse from YAML files and dotted command-line options."""
 
 import json
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
 from jsonargparse.typing import ClosedUnitInterval, NonNegativeInt, PositiveInt, restricted_number_type
 
+import fastsam
 from training.errors import InputError
 
 FinitePositive = restricted_number_type("FinitePositive", float, [(">", 0), ("<", float("inf"))])
@@ -19,25 +20,54 @@ SSIMVariant = Literal["ssim", "ssim_openstl", "ssim_predrnn"]
 
 @dataclass
 class ModelConfig:
-    """The forecaster. The defaults are the paper's MovingMNIST configuration.
+    """The forecaster. What is left out is the model's own, its paper's MovingMNIST configuration.
 
     Args:
-        name: a row of the paper's Table 1: convlstm, base, memory, sa_convlstm_without_zm or sa_convlstm
-        hidden_channels: channels of each layer, first layer first
-        kernel_size: odd side of the convolutions
-        attention_channels: channels of query and key, for models with attention; 16 by default
-        layer_norm: normalise after each convolution of the cells
+        name: a row of the SA-ConvLSTM paper's Table 1 (convlstm, base, memory, sa_convlstm_without_zm, sa_convlstm), a
+            row of the CMS-LSTM paper's Table 3 (convlstm_ce_se, predrnn_ce, ...), cms_lstm, predrnn, predrnn_plus_plus,
+            mim, mim_star, e3d_lstm or traj_gru; docs/models.md lists all
+        hidden_channels: channels of each layer, first layer first; null for the model's own
+        kernel_size: odd side of the convolutions; null for the model's own
+        attention_channels: channels of query and key, for models with self-attention only; null for the model's own
+        layer_norm: normalise after each convolution of the cells, for models that can do without; null for the model's
+            own
         patch_size: frames are folded into patches of this side; a 64x64 frame and patch 4 make a 16x16 map
-        embed_channels: channels of the 1x1 embedding of the patches; null for none
+        embed_channels: channels of the 1x1 embedding of the patches; null for none, auto for the model's own
+        options: further arguments of the model by name, such as {"links": 5} of traj_gru; a model bound to one size of
+            frames gets its frame_size from data.image_size
     """
 
     name: str = "sa_convlstm"
-    hidden_channels: list[PositiveInt] = field(default_factory=lambda: [64, 64, 64, 64])
-    kernel_size: PositiveInt = 5
+    hidden_channels: list[PositiveInt] | None = None
+    kernel_size: PositiveInt | None = None
     attention_channels: PositiveInt | None = None
-    layer_norm: bool = True
+    layer_norm: bool | None = None
     patch_size: PositiveInt = 4
-    embed_channels: PositiveInt | None = 64
+    embed_channels: PositiveInt | Literal["auto"] | None = "auto"
+    options: dict[str, Any] | None = None
+
+    def arguments(self) -> dict[str, Any]:
+        """Keyword arguments of the model: what is given here, without what is left to the model.
+
+        Raises:
+            InputError: if the options hold what is not theirs to set.
+        """
+        settings, options = asdict(self), self.options or {}
+        for name in ("in_channels", "device", "dtype", *settings):
+            if name in options:
+                raise InputError(f"model.options must not hold {name!r}: it is set elsewhere")
+        optional = ("hidden_channels", "kernel_size", "attention_channels", "layer_norm")
+        given = {name: settings[name] for name in optional if settings[name] is not None}
+        if self.embed_channels != "auto":
+            given["embed_channels"] = self.embed_channels
+        return {**given, "patch_size": self.patch_size, **options}
+
+    def for_frames(self, size: int) -> "ModelConfig":
+        """The same for frames of size x size, which a model bound to one size has to know; a given one stays."""
+        bound = self.name in fastsam.MODELS and fastsam.MODELS[self.name].takes_frame_size
+        if not bound or "frame_size" in (self.options or {}):
+            return self
+        return replace(self, options={**(self.options or {}), "frame_size": [size, size]})
 
 
 @dataclass
@@ -171,6 +201,7 @@ class Config:
                 f"training.batch_size {self.training.batch_size} must be a multiple of training.devices "
                 f"{self.training.devices}: it counts the sequences of all devices together"
             )
+        self.model = self.model.for_frames(self.data.image_size)
 
     def as_dict(self) -> dict[str, Any]:
         """Nested dictionary of plain numbers, strings and lists, fit for YAML, JSON and checkpoints."""

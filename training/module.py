@@ -1,6 +1,5 @@
 """The LightningModule: a forecaster, its loss, and scheduled sampling."""
 
-from dataclasses import asdict
 from typing import Any
 
 import lightning.pytorch as pl
@@ -20,15 +19,27 @@ def build_model(config: ModelConfig, channels: int = 1) -> torch.nn.Module:
     Raises:
         InputError: if there is no such model or an option does not suit it.
     """
-    if config.name not in fastsam.ABLATION:
-        raise InputError(f"model.name {config.name!r} must be one of {', '.join(fastsam.ABLATION)}")
-    options = asdict(config)
-    if options["attention_channels"] is None:
-        del options["attention_channels"]
+    if config.name not in fastsam.MODELS:
+        raise InputError(f"model.name {config.name!r} must be one of {', '.join(fastsam.MODELS)}")
     try:
-        return fastsam.ablation(**options, in_channels=channels)
+        return fastsam.build(config.name, **config.arguments(), in_channels=channels)
     except (TypeError, ValueError) as error:
-        raise InputError(f"model: {error}") from error
+        raise InputError(f"model {config.name}: {error}") from error
+
+
+@torch.no_grad()
+def check_frames(config: ModelConfig, size: int) -> None:
+    """Check that the model of the model section takes frames of size x size pixels, without computing anything.
+
+    Raises:
+        InputError: if it does not.
+    """
+    with torch.device("meta"), fastsam.backend("eager"):
+        model = build_model(config)
+        try:
+            model(torch.empty(1, 1, 1, size, size), 1)
+        except ValueError as error:
+            raise InputError(f"model {config.name} does not take frames of data.image_size {size}: {error}") from error
 
 
 def sampling_probability(config: TrainingConfig, step: int) -> float:
@@ -54,11 +65,12 @@ class ForecastModule(pl.LightningModule):
         config: the whole configuration; it is kept in every checkpoint.
 
     Raises:
-        InputError: if the model section is not usable.
+        InputError: if the model section is not usable, or not for frames of data.image_size.
     """
 
     def __init__(self, config: Config) -> None:
         super().__init__()
+        check_frames(config.model, config.data.image_size)
         self.config = config
         self.model = build_model(config.model)
         self.save_hyperparameters({"config": config.as_dict()})

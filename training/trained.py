@@ -9,10 +9,11 @@ from lightning.fabric import Fabric
 from torch import Tensor
 
 from training import checkpoints, report
-from training.config import Config
+from training.config import Config, model_config
 from training.data import SequenceData
 from training.digits import resolve_source
 from training.errors import InputError, device_errors
+from training.module import check_frames
 
 
 @dataclass
@@ -32,7 +33,8 @@ class TrainedModel:
 
     @property
     def has_attention(self) -> bool:
-        return self.name not in ("convlstm", "memory")
+        """Whether its cells can draw what they attend to: those of the base model and of SA-ConvLSTM."""
+        return self.name == "base" or self.name.startswith("sa_convlstm")
 
     def split(self, batch: Tensor) -> tuple[Tensor, Tensor]:
         """Input frames and future of a batch, on the model's device and in its dtype."""
@@ -70,13 +72,14 @@ def load(config: Config) -> TrainedModel:
     """The model that the configuration asks to evaluate.
 
     Raises:
-        InputError: if there is no usable checkpoint, data or device are not to be had, or data.source=auto stands for
-            other digits than the model was trained on.
+        InputError: if there is no usable checkpoint, data or device are not to be had, data.source=auto stands for
+            other digits than the model was trained on, or the model does not take frames of data.image_size.
     """
     if config.training.threads is not None:
         torch.set_num_threads(config.training.threads)
     path, checkpoint = checkpoints.to_evaluate(config)
     checkpoints.check_model(path, checkpoint, config)
+    check_frames(model_config(checkpoint["hyper_parameters"]["config"]), config.data.image_size)
     _check_source(path, checkpoint, config)
     model = checkpoints.load_model(path, checkpoint)
     data = SequenceData(config)

@@ -10,15 +10,18 @@ import torch
 import torch.multiprocessing
 from torch import nn
 
+from fastsam.comparators import E3DLSTM, MIM, MIMStar, PredRNN, PredRNNPlusPlus, TrajGRU
 from fastsam.models import (
     ABLATION,
     CMSLSTM,
+    MODELS,
     TRANSPLANTS,
     BaseModel,
     ConvLSTM,
     SAConvLSTM,
     Transplant,
     ablation,
+    build,
     transplant,
 )
 from fastsam.modules import BaseCell, CMSLSTMCell, ConvLSTMCell, Forecaster, SAConvLSTMCell, TransplantCell
@@ -256,3 +259,58 @@ def test_data_parallel_training(tmp_path: Path) -> None:
     assert len(first) == len(ABLATION) + 1
     for row in first:
         assert torch.equal(first[row], second[row])
+
+
+def shapes(model: nn.Module) -> dict[str, torch.Size]:
+    return {name: parameter.shape for name, parameter in model.named_parameters()}
+
+
+def test_every_model_has_a_name() -> None:
+    classes = {CMSLSTM, PredRNN, PredRNNPlusPlus, MIM, MIMStar, E3DLSTM, TrajGRU}
+    assert {MODELS[name].model for name in MODELS} >= classes
+    assert ABLATION.keys() | TRANSPLANTS.keys() < MODELS.keys()
+    assert {name for name in MODELS if MODELS[name].takes_frame_size} == {
+        *("cms_lstm", "cms_lstm_without_blocks", "mim", "mim_star"),
+        *("convlstm_ce", "convlstm_ce_se1", "convlstm_se", "convlstm_ce_se2", "convlstm_ce_se"),
+    }
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_models_by_name_are_those_of_their_row(name: str) -> None:
+    entry, made = MODELS[name], build(name, device="meta")
+    assert type(made) is entry.model
+    rows = {"SA-ConvLSTM, Table 1": (ablation, ABLATION), "CMS-LSTM, Table 3": (transplant, TRANSPLANTS)}
+    if entry.paper in rows:
+        make, labels = rows[entry.paper]
+        (row,) = (row for row, label in labels.items() if label == entry.row)
+        assert shapes(made) == shapes(make(row, device="meta"))
+    else:
+        assert shapes(made) == shapes(entry.model(device="meta"))
+
+
+def test_rows_of_the_same_name() -> None:
+    first, second = shapes(ablation("convlstm", device="meta")), shapes(transplant("convlstm", device="meta"))
+    assert shapes(build("convlstm", device="meta")) == first != second
+    assert shapes(build("cms_lstm_without_blocks", device="meta")) == second
+    same = (shapes(make("sa_convlstm", device="meta")) for make in (ablation, transplant, build))
+    assert next(same) == next(same) == next(same)
+
+
+def test_build_passes_its_arguments_on() -> None:
+    model = build("traj_gru", in_channels=2, hidden_channels=(4,), patch_size=2, links=3)
+    assert model.in_channels == 2 and model.patch_size == 2 and model.cells[0].links == 3
+
+
+@pytest.mark.parametrize(
+    ("name", "overrides", "error", "message"),
+    [
+        (3, {}, TypeError, "build: name must be a string, one of 'convlstm', .*'traj_gru', got 3"),
+        ("lstm", {}, ValueError, "build: there is no model 'lstm', known are 'convlstm', .*'traj_gru'$"),
+        ("memory", {"use_attention": True}, TypeError, "use_attention is what makes the rows differ"),
+        ("cms_lstm_without_blocks", {"scales": (1,)}, TypeError, "scales is what makes the rows differ"),
+        ("mim", {"links": 3}, TypeError, "MIMCell has no option 'links'"),
+    ],
+)
+def test_build_refuses(name: Any, overrides: dict[str, Any], error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
+        build(name, **overrides)

@@ -4,10 +4,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 
+import fastsam
 from training.cli import COMMANDS, CONFIGS, main, make_parser, read_config
-from training.config import Config
+from training.config import Config, model_config
+from training.module import build_model
 
 BAD_OPTIONS = [
     ("--model.nme=x", "--model.nme"),
@@ -21,6 +24,18 @@ BAD_OPTIONS = [
     ("--model.layer_norm=maybe", "layer_norm"),
     ("--model.patch_size=2.5", "patch_size"),
     ("--model.embed_channels=none", "embed_channels"),
+    ("--model.options=3", "model.options"),
+    ("--model.options={links:", "model.options"),
+    ('--model.options={"patch_size":2}', "model.options must not hold 'patch_size'"),
+    ('--model.options={"dtype":"half"}', "model.options must not hold 'dtype'"),
+    ('--model.options={"links":5}', "model sa_convlstm: SAConvLSTMCell has no option 'links'; it takes kernel_size,"),
+    ('--model.name=memory --model.options={"use_attention":true}', "use_attention is what makes the rows differ"),
+    ("--model.name=predrnn --model.attention_channels=2", "STLSTMCell has no option 'attention_channels'"),
+    ("--model.name=cms_lstm --model.layer_norm=true", "model cms_lstm: CMSLSTM.__init__() got an unexpected keyword"),
+    ("--model.name=traj_gru --model.layer_norm=false", "model traj_gru: TrajGRUCell has no option 'layer_norm'"),
+    ("--model.name=mim --model.hidden_channels=[8]", "at least two layers"),
+    ("--model.name=cms_lstm --data.image_size=28", "model cms_lstm: SpatiotemporalExpression: map_size must have"),
+    ("--model.name=predrnn_se --data.image_size=28", "model predrnn_se does not take frames of data.image_size 28"),
     ("--data.source=cifar", "data.source"),
     ("--data.root=/no/such/place", "/no/such/place does not exist"),
     ("--data.source=mnist --data.root=/no/such/place", "/no/such/place does not exist"),
@@ -149,7 +164,64 @@ def test_defaults_are_the_papers():
     assert (config.training.iterations, config.training.batch_size) == (80_000, 8)
     assert config.optimiser.learning_rate == 1e-3
     assert config.training.sampling_start / config.training.sampling_iterations == pytest.approx(2e-5)
-    assert config.model.hidden_channels == [64] * 4 and config.model.kernel_size == 5
+    with torch.device("meta"):
+        model, published = build_model(config.model), fastsam.SAConvLSTM()
+    assert parameter_shapes(model) == parameter_shapes(published)
+
+
+def parameter_shapes(model: torch.nn.Module) -> dict[str, torch.Size]:
+    return {name: parameter.shape for name, parameter in model.named_parameters()}
+
+
+@pytest.mark.parametrize("name", fastsam.MODELS)
+def test_what_is_left_out_is_the_model_s_own(name: str):
+    """At other frames than the model's own, for models that are bound to a size."""
+    _, config = read_config(make_parser(), ["fit", f"--model.name={name}", "--data.image_size=48"])
+    size = {"frame_size": (48, 48)} if fastsam.MODELS[name].takes_frame_size else {}
+    with torch.device("meta"):
+        model, published = build_model(config.model), fastsam.build(name, **size)
+    assert parameter_shapes(model) == parameter_shapes(published)
+    assert model.patch_size == published.patch_size
+
+
+def test_options_of_the_model(tmp_path: Path):
+    file = tmp_path / "settings.yaml"
+    file.write_text("model: {name: cms_lstm, kernel_size: 5, options: {scales: [1, 2], forget_bias: 0.5}}")
+    _, config = read_config(make_parser(), ["fit", f"--config={file}", "--model.options.scales=[2]"])
+    assert config.model.options == {"scales": [2], "forget_bias": 0.5, "frame_size": [64, 64]}
+    cell = build_model(config.model).cells[0]
+    assert cell.expression.scales == (2,)
+    assert (cell.cell.kernel_size, cell.cell.forget_bias, cell.cell.map_size) == (5, 0.5, (16, 16))
+
+
+def test_a_given_frame_size_stays():
+    options = ["--model.name=mim", '--model.options={"frame_size": null}']
+    _, config = read_config(make_parser(), ["fit", *options])
+    assert config.model.options == {"frame_size": None}
+
+
+@pytest.mark.parametrize("embedding", ["null", "5", "auto"])
+def test_embedding(embedding: str):
+    """null has always meant none; auto is the model's own."""
+    _, config = read_config(make_parser(), ["fit", f"--model.embed_channels={embedding}"])
+    channels = getattr(build_model(config.model).embedding, "out_channels", None)
+    assert channels == {"null": None, "5": 5, "auto": 64}[embedding]
+
+
+def test_model_sections_of_older_checkpoints_are_read():
+    """All keys that there were before there were options, each with a value."""
+    stored = {
+        "name": "sa_convlstm",
+        "hidden_channels": [3],
+        "kernel_size": 3,
+        "attention_channels": None,
+        "layer_norm": False,
+        "patch_size": 2,
+        "embed_channels": None,
+    }
+    model = build_model(model_config({"model": stored}))
+    expected = fastsam.SAConvLSTM(1, [3], kernel_size=3, layer_norm=False, patch_size=2, embed_channels=None)
+    assert parameter_shapes(model) == parameter_shapes(expected)
 
 
 @pytest.mark.parametrize("command", COMMANDS)

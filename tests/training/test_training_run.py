@@ -1,6 +1,7 @@
 """Training runs: the curve does not depend on being interrupted, and damaged checkpoints are not fatal."""
 
 import csv
+import json
 import os
 import re
 import signal
@@ -14,6 +15,8 @@ import torch
 from tiny import TINY
 from torch.nn.functional import mse_loss
 
+import fastsam
+from training.cli import main
 from training.config import Config, TrainingConfig
 from training.module import ForecastModule, sampling_probability, truth_mask
 
@@ -217,3 +220,29 @@ def test_horizon_of_one_and_every_model(run: Run, tmp_path: Path):
         assert run("fit", "--training.iterations=2", *options) == 0
         assert run("predict", *options) == 0
         assert (tmp_path / name / "pictures" / "attention_0.png").exists() == (name not in ("convlstm", "memory"))
+
+
+@pytest.mark.parametrize("name", fastsam.MODELS)
+def test_every_model_by_name(run: Run, tmp_path: Path, name: str):
+    """Three iterations; the checkpoint is read back and measured."""
+    options = [f"--model.name={name}", "--model.hidden_channels=[4,4]", "--data.input_frames=2", "--data.horizon=2"]
+    options += ["--model.attention_channels=null", "--data.test_sequences=2", "--data.validation_sequences=2"]
+    assert run("fit", "--training.iterations=3", *options) == 0
+    assert len({loss for _, loss, _ in losses(tmp_path / "run")}) == 3
+    assert run("evaluate", *options) == 0
+    results = json.loads((tmp_path / "run" / "report.json").read_text())["results"]
+    assert results[name]["mean"]["mse"] != pytest.approx(results["copy last frame"]["mean"]["mse"])
+    assert run("predict", *options) == 0
+    attends = name == "base" or name.startswith("sa_convlstm")
+    assert (tmp_path / "run" / "pictures" / "attention_0.png").exists() == attends
+
+
+def test_a_model_bound_to_its_frames_keeps_their_size_in_the_checkpoint(run: Run, tmp_path: Path, capsys):
+    options = ["--model.name=cms_lstm", "--model.attention_channels=null"]
+    assert run("fit", "--training.iterations=1", *options) == 0
+    assert run("evaluate", *options, "--data.image_size=48") == 2
+    error = capsys.readouterr().err
+    assert "'frame_size': [32, 32]" in error and "'frame_size': [48, 48]" in error
+    common = [option for option in TINY if not option.startswith("--model.")]
+    assert main(["evaluate", *common, f"--training.run_dir={tmp_path / 'run'}", "--data.image_size=48"]) == 2
+    assert "model cms_lstm does not take frames of data.image_size 48" in capsys.readouterr().err
