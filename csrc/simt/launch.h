@@ -10,6 +10,7 @@
 #pragma once
 
 #include <cstdint>
+#include <limits>
 #include <stdexcept>
 #include <string>
 
@@ -109,7 +110,13 @@ void launch(const char* name, void (*kernel)(Parameters...), const LaunchShape& 
 #endif
 
 // Where the host's part of an operator runs its kernels in tests; fastsam/launch.cuh has the one for devices.
-struct Platform {
+class Platform {
+ public:
+  Platform() = default;
+
+  // On a card whose blocks may have so much shared memory, static and dynamic together.
+  explicit Platform(int64_t most_shared_bytes) : most_shared_bytes_(most_shared_bytes) {}
+
   template <class T>
   auto input(const T* address, int64_t count, const char* name) const {
     return simt::input(address, count, name);
@@ -122,8 +129,26 @@ struct Platform {
 
   template <class Shape = LaunchShape, class... Parameters, class... Arguments>
   void start(const char* name, const Shape& shape, void (*kernel)(Parameters...), const Arguments&... arguments) const {
-    if (shape.grid.x > 0) launch(name, kernel, {shape.grid, shape.block, shape.shared_bytes}, arguments...);
+    if (shape.grid.x == 0) return;
+#ifdef __CUDACC__
+    launch(name, kernel, {shape.grid, shape.block, shape.shared_bytes}, arguments...);
+#else
+    const int64_t room = most_shared_bytes_ - shape.shared_bytes;
+    if (room < 0) {
+      throw Fault(std::string(name) + ": a launch with " + std::to_string(shape.shared_bytes) +
+                  " bytes of dynamic shared memory, a block on this card has " + std::to_string(most_shared_bytes_));
+    }
+    run_grid(name, shape.grid, shape.block, shape.shared_bytes, [&] {
+      kernel(static_cast<Parameters>(arguments)...);
+      // Next to what the kernel has of the 48 KiB for static objects, those that the card has no room for.
+      constexpr int64_t kMostStatic = 48 << 10;
+      if (room < kMostStatic) static_shared_object(kMostStatic - room, "beyond this card", 2, FASTSAM_HERE);
+    });
+#endif
   }
+
+ private:
+  int64_t most_shared_bytes_ = std::numeric_limits<int64_t>::max();
 };
 
 }  // namespace fastsam::simt

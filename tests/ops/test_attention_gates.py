@@ -7,7 +7,7 @@ from torch import Tensor
 
 import fastsam
 from fastsam.ops import separable_gates
-from fastsam.ops._attention import Source
+from fastsam.ops._attention import Source, native
 from fastsam.ops._attention.gates import aggregate, attention_gates
 
 OPERATOR = torch.ops.fastsam.attention_gates.default
@@ -110,3 +110,22 @@ def test_autocast_casts_the_memory_once():
     half = values[0].bfloat16()
     first, second, other = _dispatch.without_autocast(lambda *given: given, half, half, values[4].bfloat16())
     assert first is second and first is not other and first.dtype == torch.float32
+
+
+def test_a_memory_that_needs_a_copy_is_copied_once(monkeypatch):
+    """Also where it is attended to and updated, for the kernel that does both."""
+    copies, dense = [], native.dense
+
+    def counted(tensor: Tensor) -> Tensor:
+        result = dense(tensor)
+        if result is not tensor:
+            copies.append(tensor)
+        return result
+
+    monkeypatch.setattr(native, "dense", counted)
+    monkeypatch.setattr(native, "run", lambda *_: None)
+    values = arguments(2, None, True)
+    h, m = (values[place].contiguous(memory_format=torch.channels_last) for place in (4, 0))
+    first, second = sources_of(values)
+    native.forward_with_gates([first._replace(x=h), second._replace(x=m)], values[3], m, *values[1:3], save=False)
+    assert [id(tensor) for tensor in copies] == [id(m), id(h)]

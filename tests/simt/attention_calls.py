@@ -201,8 +201,17 @@ def _widened(way: Way, arguments: Arguments) -> tuple[list[Source], Tensor]:
 
 
 def forward(
-    kernels: Kernels, way: Way, arguments: Arguments, multiprocessors: int = 1, save: bool = True
+    kernels: Kernels,
+    way: Way,
+    arguments: Arguments,
+    multiprocessors: int = 1,
+    save: bool = True,
+    most_shared_bytes: int | None = None,
 ) -> tuple[Tensor, list[Context]]:
+    """z, and the contexts if they are to be saved.
+
+    most_shared_bytes: that a block gets, whatever the launch was planned for; in float32 only.
+    """
     sources, value_bias = _widened(way, arguments)
     batch, channels, *size = sources[0].x.shape
     z = _unwritten((batch, len(value_bias), *size), way.dtype)
@@ -211,7 +220,10 @@ def forward(
     fields = [*_inputs(sources, len(value_bias)), *_addresses([value_bias, z])]
     for kept in zip(*contexts, strict=True) if save else [[None] * len(sources)] * 3:
         fields += _addresses(kept)
-    way.function(kernels, "forward")(numpy.array(fields), *way.card(multiprocessors))
+    if most_shared_bytes is None:
+        way.function(kernels, "forward")(numpy.array(fields), *way.card(multiprocessors))
+    else:
+        way.function(kernels, "forward_within")(numpy.array(fields), most_shared_bytes, *way.card(multiprocessors))
     return z, contexts
 
 
@@ -252,12 +264,16 @@ def run(kernels: Kernels, way: Way, arguments: Arguments, dz: Tensor, multiproce
 
 
 class ForwardPlan(NamedTuple):
-    """The launch of the forward pass; bytes of a block, static ones included."""
+    """The launch of the forward pass; bytes of a block, static ones included.
+
+    keys_at_once: query channels of the keys that are made at a time, 0 where all are.
+    """
 
     blocks: int
     shared_bytes: int
     stages: int
     rows: int
+    keys_at_once: int
 
 
 class BackwardPlan(NamedTuple):
@@ -271,6 +287,7 @@ class BackwardPlan(NamedTuple):
     finish_bytes: int
     stages: int
     rows: int
+    rows_take_turns: int
     workspace: int
 
     @property
@@ -287,13 +304,22 @@ def sizes(batch: int, channels: int, value_channels: int, positions: int, keys: 
     return fields
 
 
-def plan_forward(kernels: Kernels, way: Way, inputs: Sequence[int], multiprocessors: int) -> ForwardPlan:
-    plan = numpy.zeros(4, dtype=numpy.int64)
-    way.function(kernels, "plan_forward")(numpy.array(inputs), plan, *way.card(multiprocessors))
+def plan_forward(
+    kernels: Kernels, way: Way, inputs: Sequence[int], multiprocessors: int, gates: bool = False, save: bool = False
+) -> ForwardPlan:
+    """gates: with 1x1 gates. save: with contexts for the backward pass."""
+    plan = numpy.zeros(len(ForwardPlan._fields), dtype=numpy.int64)
+    some_address, sources = 16, 2
+    fields = [*inputs, *[some_address if save else 0] * (3 * sources)]
+    way.function(kernels, "plan_forward")(numpy.array(fields), int(gates), plan, *way.card(multiprocessors))
     return ForwardPlan(*plan.tolist())
 
 
+def plan_gates(kernels: Kernels, way: Way, inputs: Sequence[int], multiprocessors: int) -> ForwardPlan:
+    return plan_forward(kernels, way, inputs, multiprocessors, gates=True)
+
+
 def plan_backward(kernels: Kernels, way: Way, inputs: Sequence[int], multiprocessors: int) -> BackwardPlan:
-    plan = numpy.zeros(9, dtype=numpy.int64)
+    plan = numpy.zeros(len(BackwardPlan._fields), dtype=numpy.int64)
     way.function(kernels, "plan_backward")(numpy.array(inputs), plan, *way.card(multiprocessors))
     return BackwardPlan(*plan.tolist())

@@ -23,6 +23,7 @@ from attention_calls import (
     naive,
     plain,
     plan_backward,
+    plan_forward,
     run,
     sizes,
     sources_of,
@@ -142,6 +143,24 @@ def test_backward_with_small_tiles(usual: Kernels, name: str, channels: int, key
     assert plan_backward(usual, way, sizes(1, channels, 9, 21, [keys]), 1).rows == 16
     options = {"batch": 1, "channels": channels, "size": (3, 7), "out": 9, "keys": keys, "largest": 3.0}
     _check_backward(usual, way, [make(SELF, way, seed, **options) for seed in range(2)])
+
+
+@pytest.mark.parametrize(
+    ("name", "channels", "keys", "takes_turns"),
+    [
+        *(("float32", 97, 97, 1), ("float32", 128, 128, 1), ("half_fma", 128, 70, 0), ("bfloat16_fma", 128, 128, 0)),
+        *(("tf32", 100, 97, 0), ("half_8", 112, 100, 0), ("float64_61", 40, 33, 0), ("float64_61", 64, 64, 1)),
+    ],
+)
+@pytest.mark.parametrize("operator", [SELF, DOUBLE])
+def test_keys_in_parts(usual: Kernels, operator: str, name: str, channels: int, keys: int, takes_turns: int) -> None:
+    """Where the weights of all keys have no room; on some cards with the operands of rows in turn, backward."""
+    way = {**WAYS, "float64_61": Way(torch.float64, 61)}[name]
+    inputs = sizes(1, channels, 9, 35, [keys])
+    assert plan_forward(usual, way, inputs, 1).keys_at_once == 16
+    assert plan_backward(usual, way, inputs, 1).rows_take_turns == takes_turns
+    options = {"batch": 1, "channels": channels, "size": (5, 7), "out": 9, "keys": keys, "largest": 3.0}
+    check(usual, way, [make(operator, way, seed, **options) for seed in range(1 if operator == DOUBLE else 2)])
 
 
 def _mixed(way: Way, seed: int) -> Arguments:

@@ -5,7 +5,19 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from attention_calls import Way, plan_backward, plan_forward, sizes
+from attention_calls import (
+    MANY,
+    WAYS,
+    BackwardPlan,
+    ForwardPlan,
+    Way,
+    forward,
+    make,
+    plan_backward,
+    plan_forward,
+    plan_gates,
+    sizes,
+)
 from kernel_build import KernelFault, Kernels
 
 KIBIBYTES = {61: 48, 70: 96, 75: 64, 80: 163, 86: 99, 89: 99, 90: 227, 100: 227, 120: 99}
@@ -17,6 +29,7 @@ PRECISIONS = {
     "tf32": (torch.float32, True),
     "half": (torch.float16, False),
     "bfloat16": (torch.bfloat16, False),
+    "float64": (torch.float64, False),
 }
 
 MULTIPROCESSORS = [1, 20, 28, 40, 64, 82, 128, 132]
@@ -27,19 +40,50 @@ def kernels(compile_host: Callable[..., Kernels]) -> Kernels:
     return compile_host("attention.cu")
 
 
+PLANS: list[Callable[..., ForwardPlan | BackwardPlan]] = [plan_forward, plan_gates, plan_backward]
+
+
+def _assert_it_fits(kernels: Kernels, way: Way, channels: int, keys: int | None) -> None:
+    inputs = sizes(8, channels, channels, 256, [keys] * 2)
+    for multiprocessors in (1, 132):
+        for plan in PLANS:
+            shared_bytes = plan(kernels, way, inputs, multiprocessors).shared_bytes
+            assert shared_bytes <= KIBIBYTES[way.capability] * 1024, f"{plan.__name__}, {channels} channels, D = {keys}"
+
+
 @pytest.mark.parametrize("precision", PRECISIONS)
 @pytest.mark.parametrize("capability", KIBIBYTES)
-@pytest.mark.parametrize(("most_channels", "keys"), [(128, None), (128, 16), (64, "channels")], ids=str)
-def test_every_card_has_the_shared_memory(
-    kernels: Kernels, capability: int, precision: str, most_channels: int, keys: int | str | None
-) -> None:
+def test_every_card_has_the_shared_memory(kernels: Kernels, capability: int, precision: str) -> None:
+    """For 128 channels, with key maps of any size and without; in float64 for 64, and for 128 from 8.0 on."""
     way = Way(PRECISIONS[precision][0], capability, PRECISIONS[precision][1])
-    for channels in range(1, most_channels + 1):
-        inputs = sizes(8, channels, channels, 256, [channels if keys == "channels" else keys] * 2)  # type: ignore[list-item]
-        for multiprocessors in (1, 132):
-            for plan in (plan_forward, plan_backward):
-                shared_bytes = plan(kernels, way, inputs, multiprocessors).shared_bytes
-                assert shared_bytes <= KIBIBYTES[capability] * 1024, f"{plan.__name__}, {channels} channels"
+    most_channels = 64 if precision == "float64" and capability < 80 else 128
+    for channels in {1, 16, 33, 64, 97, 128, *range(7, 129, 11)}:
+        if channels > most_channels:
+            continue
+        for keys in {1, 16, channels // 2, channels, None} - {0}:
+            if keys is None or keys <= channels:
+                _assert_it_fits(kernels, way, channels, keys)
+
+
+@pytest.mark.parametrize("plan", PLANS, ids=["forward", "gates", "backward"])
+def test_float64_beyond_64_channels(kernels: Kernels, plan: Callable[..., ForwardPlan | BackwardPlan]) -> None:
+    """7.0 has the memory for 128, and 7.5 with up to 16 query channels."""
+    for capability, keys in ((70, None), (70, 16), (70, 128), (75, 16)):
+        plan(kernels, Way(torch.float64, capability), sizes(8, 128, 128, 256, [keys]), 28)
+
+
+def test_all_keys_are_made_at_once_where_they_fit(kernels: Kernels) -> None:
+    """So it is with C = 64 on every card, and with C = 128 where 64 rows fit beside the weights of the keys."""
+    for precision, (dtype, tf32) in PRECISIONS.items():
+        if dtype == torch.float64:
+            continue
+        for capability in KIBIBYTES:
+            for keys in (8, 16, 64):
+                way, inputs = Way(dtype, capability, tf32), sizes(8, 64, 64, 1024, [keys] * 2)
+                assert plan_forward(kernels, way, inputs, 28).keys_at_once == 0, (precision, capability)
+                assert plan_backward(kernels, way, inputs, 28).rows_take_turns == 0, (precision, capability)
+    plan = plan_forward(kernels, Way(torch.float32, 61), sizes(8, 128, 128, 1024, [16]), 28)
+    assert plan.keys_at_once == 0
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)
@@ -104,7 +148,50 @@ def test_too_many_channels_for_a_card(kernels: Kernels, name: str, capability: i
         assert int(needed) > int(available)
 
 
-def test_too_many_value_channels(kernels: Kernels) -> None:
-    inputs = sizes(1, 16, 257, 64, [None])
+@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("plan", PLANS, ids=["forward", "gates", "backward"])
+def test_too_many_value_channels(
+    kernels: Kernels, plan: Callable[..., ForwardPlan | BackwardPlan], precision: str
+) -> None:
+    way = Way(PRECISIONS[precision][0], 90, PRECISIONS[precision][1])
+    plan(kernels, way, sizes(1, 16, 256, 64, [None]), 20)
     with pytest.raises(KernelFault, match=r"value channels 257, .* serves at most 256 value channels"):
-        plan_forward(kernels, Way(torch.float32, 90), inputs, 20)
+        plan(kernels, way, sizes(1, 16, 257, 64, [None]), 20)
+
+
+@pytest.mark.parametrize("gates", [False, True], ids=["alone", "with_gates"])
+def test_contexts_are_refused_where_the_backward_pass_does_not_fit(kernels: Kernels, gates: bool) -> None:
+    """Forward, 256 channels in tf32 have room on 8.6; backward they have not, which training must hear at once."""
+    way, inputs = Way(torch.float32, 86, tf32=True), sizes(8, 256, 64, 256, [None, None])
+    plan_forward(kernels, way, inputs, 28, gates, save=False)
+    with pytest.raises(KernelFault) as backward:
+        plan_backward(kernels, way, inputs, 28)
+    with pytest.raises(KernelFault) as saving:
+        plan_forward(kernels, way, inputs, 28, gates, save=True)
+    said, reason = str(backward.value), "of shared memory a block"
+    assert reason in said
+    assert str(saving.value) == said.replace(" backward ", " forward ").replace(
+        reason, f"{reason} in the backward pass"
+    )
+
+
+@pytest.mark.parametrize("gates", [False, True], ids=["alone", "with_gates"])
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_contexts_are_kept_where_the_backward_pass_fits(kernels: Kernels, precision: str, gates: bool) -> None:
+    for capability in KIBIBYTES:
+        way = Way(PRECISIONS[precision][0], capability, PRECISIONS[precision][1])
+        inputs = sizes(8, 64, 64, 256, [16, None])
+        saving, without = (plan_forward(kernels, way, inputs, 28, gates, save) for save in (True, False))
+        assert saving == without
+
+
+def test_the_harness_has_no_more_memory_than_the_card(kernels: Kernels) -> None:
+    """What a plan asks for, static memory included, is enough and is needed."""
+    way = WAYS["float32"]
+    arguments = make("self_attention", way, batch=1, channels=128, size=(2, 4), out=9, keys=64)
+    needed = plan_forward(kernels, way, sizes(1, 128, 9, 8, [64]), MANY).shared_bytes
+    kernels.schedule(None)
+    forward(kernels, way, arguments, MANY, save=False, most_shared_bytes=needed)
+    for most_shared_bytes, said in ((needed - 64, "beyond this card: static"), (needed // 2, "bytes of dynamic")):
+        with pytest.raises(KernelFault, match=f"attention_forward.*{said} shared memory"):
+            forward(kernels, way, arguments, MANY, save=False, most_shared_bytes=most_shared_bytes)

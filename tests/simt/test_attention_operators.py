@@ -49,7 +49,7 @@ def card(built: Kernels, monkeypatch: pytest.MonkeyPatch) -> Iterator[Card]:
     card = Card(built)
     monkeypatch.setattr(native, "run", card.run)
     monkeypatch.setattr(_dispatch, "choose", lambda operator, tensor: "cuda")
-    monkeypatch.setattr(gates, "native_gates", eager_gates)
+    monkeypatch.setattr(gates, "gates_implementation", lambda backend: eager_gates)
     yield card
 
 
@@ -155,7 +155,8 @@ def _gated_arguments(way: Way, sources: int, keys: int | None, channels: int, ou
 @MAIN
 @pytest.mark.parametrize("multiprocessors", [1, 1000], ids=["64_rows", "16_rows"])
 @pytest.mark.parametrize(
-    ("sources", "keys", "channels", "out"), [(2, 3, 5, 4), (1, None, 9, 20), (2, 6, 40, 40), (1, 4, 66, 30)]
+    ("sources", "keys", "channels", "out"),
+    [(2, 3, 5, 4), (1, None, 9, 20), (2, 6, 40, 40), (1, 4, 66, 30), (1, 100, 100, 7)],
 )
 def test_attention_and_gates_in_one_launch(
     card: Card, name: str, sources: int, keys: int | None, channels: int, out: int, multiprocessors: int

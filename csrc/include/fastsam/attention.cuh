@@ -25,6 +25,14 @@ struct AttentionContext {
   Global<Wide<S>> r, lse, shift;  // nullptr where it is not kept
 };
 
+// What the blocks for many channels serve.
+constexpr int kMostValueChannels = 256;
+
+// What a block has in shared memory at a time: tiles of x, and at most so many query channels of the key map.
+struct ForwardStages {
+  int tiles, keys;
+};
+
 template <class S>
 struct AttentionForwardArguments {
   AttentionSizes sizes;
@@ -47,25 +55,27 @@ struct ForwardShape : BlockShape<KeyWarps> {
                        kColumns = kStreamColumns<Operand>, kWarpColumns = kColumns / KeyWarps / kSteps,
                        kScoreTiles = kWarpColumns / kTileColumns, kGroupTiles = Group / kTileColumns,
                        kQueryTiles = KeyWarps == 1 ? 4 : 2,
-                       kValueTiles = KeyWarps == 1                   ? kGroupTiles
-                                     : Group == 64 && sizeof(T) == 4 ? 2
-                                                                     : 8;
-  static constexpr int kMostValueChannels = kMapOutputs<Way, KeyWarps, kValueTiles>;
+                       kValueChannels = KeyWarps == 1 || Group == 64 ? Group : kMostValueChannels,
+                       kValueTiles = kValueChannels / kTileColumns / KeyWarps;
   static constexpr int kPitch = Way::pitch(kColumns), kPitchRows = Way::pitch_rows(kRows);
+  // Whether keys may be made for a part of the query channels at a time: where others have failed to find room.
+  static constexpr bool kKeysInParts = KeyWarps > 1 && Group != 64;
   static constexpr bool kInPlace = sizeof(T) == sizeof(Operand);
   static constexpr int64_t kScratch = kAttentionWarps * Way::template kScratch<kWarpColumns>;
 
   // depth, query_depth: channels and query channels, padded.
   struct Layout {
-    int64_t query, key_weights, hidden, query_stage, x, keys, slots, r, value_stage;
+    int keys_at_once;
+    int64_t query, hidden, query_stage, x, key_weights, keys, slots, r, value_stage;
 
-    __host__ __device__ Layout(int64_t depth, int64_t query_depth, bool has_keys, int stages)
-        : query(query_depth * kPitchRows),
-          key_weights(has_keys ? depth * Way::pitch_rows(static_cast<int>(query_depth)) : 0),
+    __host__ __device__ Layout(int64_t depth, int64_t query_depth, bool has_keys, const ForwardStages& stages)
+        : keys_at_once(static_cast<int>(has_keys && stages.keys < query_depth ? stages.keys : query_depth)),
+          query(query_depth * kPitchRows),
           hidden(depth * kPitchRows),
           query_stage(map_stage_size<Way, KeyWarps, kQueryTiles>()),
-          x(depth * kPitch * stages),
-          keys(has_keys ? query_depth * kPitch : 0),
+          x(depth * kPitch * stages.tiles),
+          key_weights(has_keys ? depth * Way::pitch_rows(keys_at_once) : 0),
+          keys(has_keys ? keys_at_once * kPitch : 0),
           slots(slots_size<Way, KeyWarps>(Group)),
           r(kInPlace ? 0 : Group * kPitchRows),
           value_stage(map_stage_size<Way, KeyWarps, kValueTiles>()) {}
@@ -73,9 +83,9 @@ struct ForwardShape : BlockShape<KeyWarps> {
     int64_t bytes(int64_t depth) const {
       const auto operands = [](int64_t count) { return shared_bytes<Operand>(count); };
       const int64_t queries = operands(hidden) + operands(query_stage),
-                    stream = operands(x) + operands(keys) + operands(kScratch),
+                    stream = operands(x) + operands(key_weights) + operands(keys) + operands(kScratch),
                     values = shared_bytes<T>(slots) + operands(r) + operands(value_stage);
-      return shared_bytes<T>(depth) + operands(query) + operands(key_weights) + max_of(queries, max_of(stream, values));
+      return shared_bytes<T>(depth) + operands(query) + max_of(queries, max_of(stream, values));
     }
 
     static int64_t max_of(int64_t a, int64_t b) { return a < b ? b : a; }
@@ -91,7 +101,7 @@ class ForwardBlock {
   static constexpr int kRows = Shape::kRows, kPitch = Shape::kPitch, kPitchRows = Shape::kPitchRows;
 
  public:
-  __device__ __forceinline__ ForwardBlock(const AttentionForwardArguments<S>& in, int stages)
+  __device__ __forceinline__ ForwardBlock(const AttentionForwardArguments<S>& in, const ForwardStages& stages)
       : in_(in),
         channels_(static_cast<int>(in.sizes.channels)),
         depth_(padded_depth(in.sizes.channels)),
@@ -160,20 +170,20 @@ class ForwardBlock {
   int64_t depth_, entry_, first_;
 
  private:
-  // Shares out the memory for a source, and makes its shift, its queries and, if need be, the weights of its keys.
+  // Shares out the memory for a source, and makes its shift and its queries.
   __device__ __forceinline__ void begin_source(const SourceView<S>& source) {
     source_ = &source;
     query_depth_ = padded_depth(source.query_channels);
-    const bool has_keys = source.key != nullptr;
-    const typename Shape::Layout layout(depth_, query_depth_, has_keys, stages_);
+    const typename Shape::Layout layout(depth_, query_depth_, source.key != nullptr, stages_);
     SharedArena arena;
     shift_ = arena.take<T>(depth_, "shift");
     query_ = arena.take<Operand>(layout.query, "query");
-    key_weights_ = arena.take<Operand>(layout.key_weights, "key weights");
     SharedArena queries = arena, stream = arena, values = arena;
     const Shared<Operand> hidden = queries.take<Operand>(layout.hidden, "hidden"),
                           stage = queries.take<Operand>(layout.query_stage, "weights of the query map");
     x_ = stream.take<Operand>(layout.x, "x");
+    keys_at_once_ = layout.keys_at_once;
+    key_weights_ = stream.take<Operand>(layout.key_weights, "key weights");
     keys_ = stream.take<Operand>(layout.keys, "keys");
     scratch_ = stream.take<Operand>(Shape::kScratch, "softmax weights") +
                BlockShape<1>::warp() * Way::template kScratch<Shape::kWarpColumns>;
@@ -191,14 +201,6 @@ class ForwardBlock {
     const MapTile<Way, kRows, S> tile{hidden, kPitchRows, in_.vectors};
     tile.start(entry_of(in_.sources[0].x, in_.grid, entry_), in_.sources[0].x.stride_channel, in_.grid, first_,
                in_.sizes.positions, channels_, depth_);
-    if (has_keys) {
-      const int pitch = Way::pitch_rows(static_cast<int>(query_depth_));
-      for (int64_t i = threadIdx.x; i < depth_ * query_depth_; i += kAttentionThreads) {
-        const int64_t d = i / depth_, channel = i % depth_;
-        key_weights_[channel * pitch + d] =
-            Way::operand(matrix_at(source.key, source.query_channels, channels_, d, channel));
-      }
-    }
     cp_async_wait<0>();
     tile.finish(nullptr, depth_);
     make_queries(hidden, stage);
@@ -238,6 +240,7 @@ class ForwardBlock {
     softmax_.start();
     const int64_t positions = in_.sizes.positions;
     start_tile(0, 0);
+    if (source_->key != nullptr) load_key_weights(0);
     int stage = 0;
 #pragma unroll 1
     for (int64_t first = 0; first < positions; first += Shape::kColumns) {
@@ -245,29 +248,23 @@ class ForwardBlock {
       x_tile(stage).finish(shift_, depth_);
       __syncthreads();
       const Shared<Operand> x = x_tile(stage).tile;
-      if (stages_ == 2) {
+      if (stages_.tiles == 2) {
         stage ^= 1;
         start_tile(stage, first + Shape::kColumns);
       }
-      if (source_->key != nullptr) {
-        project_keys(x);
-        __syncthreads();
-      }
+      if (!Shape::kKeysInParts && source_->key != nullptr) make_keys(x, 0);
 #pragma unroll 1
       for (int step = 0; step < Shape::kSteps; ++step) {
         const int my_column = (Shape::key_warp() * Shape::kSteps + step) * Shape::kWarpColumns;
         T score[Shape::kScoreTiles][kTileElements];
-        clear_tiles(score);
-        Way::template multiply_tn<Shape::kScoreTiles>(query_ + Shape::first_row(), kPitchRows,
-                                                      (source_->key == nullptr ? x : keys_) + my_column, kPitch,
-                                                      static_cast<int>(query_depth_), score);
+        make_scores(x, my_column, score);
         const int64_t count = positions - first - my_column;
         if (count < Shape::kWarpColumns) hide_columns(static_cast<int>(count), score);
         softmax_.step(score, r);
         add_left<Way>(score, scratch_, x + (first_channel * kPitch + my_column), kPitch, r,
                       static_cast<int>(depth_ - first_channel) / kTileColumns);
       }
-      if (stages_ == 1) {
+      if (stages_.tiles == 1) {
         __syncthreads();
         start_tile(0, first + Shape::kColumns);
       }
@@ -283,15 +280,56 @@ class ForwardBlock {
     x_tile(stage).start(plane_, source_->x.stride_channel, in_.grid, first, in_.sizes.positions, channels_, depth_);
   }
 
+  // Scores of a warp's columns. Where keys may come in parts they are made on the way, keys_at_once_ query channels at
+  // a time.
+  __device__ __forceinline__ void make_scores(Shared<Operand> x, int my_column,
+                                              T (&score)[Shape::kScoreTiles][kTileElements]) {
+    const bool has_keys = source_->key != nullptr;
+    const Shared<Operand> keys = (has_keys ? keys_ : x) + my_column;
+    clear_tiles(score);
+    if constexpr (!Shape::kKeysInParts) {
+      Way::template multiply_tn<Shape::kScoreTiles>(query_ + Shape::first_row(), kPitchRows, keys, kPitch,
+                                                    static_cast<int>(query_depth_), score);
+    } else {
+#pragma unroll 1
+      for (int first = 0; first < query_depth_; first += keys_at_once_) {
+        if (has_keys) make_keys(x, first);
+        Way::template multiply_tn<Shape::kScoreTiles>(query_ + (first * kPitchRows + Shape::first_row()), kPitchRows,
+                                                      keys, kPitch, keys_at_once_, score);
+      }
+    }
+  }
+
+  // The keys of a tile for keys_at_once_ query channels from `first` on. Where those are not all, their weights come
+  // anew from device memory for every tile.
+  __device__ __forceinline__ void make_keys(Shared<Operand> x, int first) {
+    if (Shape::kKeysInParts && first != first_weight_) {
+      load_key_weights(first);
+      __syncthreads();
+    }
+    project_keys(x);
+    __syncthreads();
+  }
+
+  __device__ __forceinline__ void load_key_weights(int first) {
+    const int depth = static_cast<int>(depth_), pitch = Way::pitch_rows(keys_at_once_);
+    for (int i = threadIdx.x; i < depth * keys_at_once_; i += kAttentionThreads) {
+      const int d = i / depth, channel = i % depth;
+      key_weights_[channel * pitch + d] =
+          Way::operand(matrix_at(source_->key, source_->query_channels, channels_, first + d, channel));
+    }
+    first_weight_ = first;
+  }
+
   // keys = key x: the positions of the tile are rows here, 16 a warp; where there are fewer than 64, two warps share
   // rows and take every other tile of columns.
   __device__ __forceinline__ void project_keys(Shared<Operand> x) const {
     constexpr int kRowWarps = Shape::kColumns / kWarpRows, kTiles = kRowWarps == kAttentionWarps ? 2 : 1,
                   kStep = kTiles * kTileColumns * (kAttentionWarps / kRowWarps);
     const int warp = BlockShape<1>::warp(), first_row = warp % kRowWarps * kWarpRows;
-    const int key_depth = static_cast<int>(query_depth_), pitch = Way::pitch_rows(key_depth);
+    const int pitch = Way::pitch_rows(keys_at_once_);
 #pragma unroll 1
-    for (int first = warp / kRowWarps * kTiles * kTileColumns; first < key_depth; first += kStep) {
+    for (int first = warp / kRowWarps * kTiles * kTileColumns; first < keys_at_once_; first += kStep) {
       T sum[kTiles][kTileElements];
       clear_tiles(sum);
       Way::template multiply_tn<kTiles>(x + first_row, kPitch, key_weights_ + first, pitch, static_cast<int>(depth_),
@@ -357,7 +395,8 @@ class ForwardBlock {
 
   const SourceView<S>* source_ = nullptr;
   Global<const S> plane_;
-  int stages_;
+  ForwardStages stages_;
+  int keys_at_once_ = 0, first_weight_ = 0;  // query channels, of the keys and their weights in shared memory
   int64_t query_depth_ = 0;
   Shared<T> shift_, slots_;
   Shared<Operand> query_, key_weights_, x_, keys_, scratch_, r_, value_stage_;
@@ -370,7 +409,7 @@ constexpr int kForwardBlocks = KeyWarps > 1 && Group == 64 ? 3 : 2;
 
 template <class S, class Way, int KeyWarps, int Group>
 __global__ void __launch_bounds__(kAttentionThreads, kForwardBlocks<KeyWarps, Group>)
-    attention_forward_kernel(AttentionForwardArguments<S> in, int stages) {
+    attention_forward_kernel(AttentionForwardArguments<S> in, ForwardStages stages) {
   if constexpr (served_here<S, Way>()) {
     ForwardBlock<S, Way, KeyWarps, Group>(in, stages).run();
   } else {

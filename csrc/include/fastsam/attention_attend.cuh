@@ -16,7 +16,7 @@ class AttendBlock {
                        kPitchSlots = Shape::kPitchSlots, kColumns = Shape::kColumns;
 
  public:
-  __device__ __forceinline__ AttendBlock(const AttentionBackwardArguments<S, Way>& in, int stages)
+  __device__ __forceinline__ AttendBlock(const AttentionBackwardArguments<S, Way>& in, const BackwardStages& stages)
       : in_(in),
         stages_(stages),
         channels_(static_cast<int>(in.sizes.channels)),
@@ -32,17 +32,23 @@ class AttendBlock {
     query_depth_ = static_cast<int>(padded_depth(query_channels_));
     has_keys_ = in.sources[index_].key != nullptr;
     const BackwardSpace<Way>& space = in.space[index_];
-    const Side queries = {space.query, space.dr, query_depth_};
-    const Side keys = {has_keys_ ? space.keys : space.columns, space.columns, has_keys_ ? query_depth_ : 0};
+    const int64_t of_entry = entry_ * padded_, columns = of_entry * depth_, of_queries = of_entry * query_depth_;
+    const Side queries = {space.query + of_queries, space.dr + columns, query_depth_};
+    Side keys = {space.columns + columns, space.columns + columns, 0};
+    if (has_keys_) {
+      keys.scores = space.keys + of_queries;
+      keys.own_depth = query_depth_;
+    }
     fixed_ = rows_are_keys_ ? keys : queries;
     stream_ = rows_are_keys_ ? queries : keys;
+    rows_take_turns_ = KeyWarps > 1 && stages.rows_take_turns && fixed_.own_depth > 0;
 
     SharedArena arena;
-    fixed_tile_ = arena.take<Operand>((fixed_.own_depth + depth_) * kPitchRows, "rows");
+    fixed_tile_ = arena.take<Operand>(Shape::rows_depth(depth_, fixed_.own_depth, stages) * kPitchRows, "rows");
     SharedArena slots = arena;
     slots_ = slots.take<T>(slots_size<Way, KeyWarps>(Group), "sums");
-    stream_tile_ = arena.take<Operand>(stages * (stream_.own_depth + depth_) * kPitch, "columns");
-    column_terms_ = arena.take<T>(stages * 2 * kColumns, "lse and delta");
+    stream_tile_ = arena.take<Operand>(stages.tiles * (stream_.own_depth + depth_) * kPitch, "columns");
+    column_terms_ = arena.take<T>(stages.tiles * 2 * kColumns, "lse and delta");
     scratch_ = arena.take<Operand>(Shape::kScratch, "softmax weights") +
                BlockShape<1>::warp() * Way::template kScratch<Shape::kWarpColumns>;
   }
@@ -56,7 +62,7 @@ class AttendBlock {
   }
 
  private:
-  // Operands of one side: those of the scores and those of dP, which are the same where own_depth is 0.
+  // Operands of one side, of this entry: those of the scores and those of dP, which are the same where own_depth is 0.
   struct Side {
     Global<const Operand> scores, dweights;
     int own_depth;
@@ -65,18 +71,14 @@ class AttendBlock {
   // Starts to copy `Columns` positions of both operands of a side: those of the scores lie first.
   template <int Columns>
   __device__ __forceinline__ void start_side(const Side& side, int64_t first, Shared<Operand> to, int pitch) const {
-    constexpr int kVector = 16 / sizeof(Operand);
-    for_each_part<Columns, kVector>(side.own_depth + depth_, [&](int row, int column) {
-      const bool own = row < side.own_depth;
-      const int channel = own ? row : row - side.own_depth, channels = own ? side.own_depth : depth_;
-      const Global<const Operand> from = own ? side.scores : side.dweights;
-      cp_async<16>(to + (row * pitch + column), from + ((entry_ * channels + channel) * padded_ + first + column));
-    });
+    start_rows<Columns>(side.scores + first, padded_, side.own_depth, to, pitch);
+    start_rows<Columns>(side.dweights + first, padded_, depth_, to + side.own_depth * pitch, pitch);
   }
 
   // lse and delta of the queries that stream past, where rows are keys.
   __device__ __forceinline__ void start_stream(int stage, int64_t first) const {
     if (first >= in_.sizes.positions) return;
+    if (rows_take_turns_) start_rows<kRows>(fixed_.scores + first_, padded_, fixed_.own_depth, fixed_tile_, kPitchRows);
     start_side<kColumns>(stream_, first, stream_at(stage), kPitch);
     if (rows_are_keys_) {
       const BackwardSpace<Way>& space = in_.space[index_];
@@ -98,7 +100,7 @@ class AttendBlock {
   __device__ __forceinline__ void stream(Visit visit) const {
     const int64_t positions = in_.sizes.positions;
     __syncthreads();  // what tiles take the place of is no longer read
-    start_side<kRows>(fixed_, first_, fixed_tile_, kPitchRows);
+    if (!rows_take_turns_) start_side<kRows>(fixed_, first_, fixed_tile_, kPitchRows);
     start_stream(0, 0);
     T lse[Way::kLaneRows] = {}, delta[Way::kLaneRows] = {};
     if (!rows_are_keys_) {
@@ -115,7 +117,7 @@ class AttendBlock {
       __syncthreads();
       const Shared<Operand> scores = stream_at(stage), dweights = scores + stream_.own_depth * kPitch;
       const Shared<T> terms = terms_at(stage);
-      if (stages_ == 2) {
+      if (stages_.tiles == 2) {
         stage ^= 1;
         start_stream(stage, first + kColumns);
       }
@@ -128,7 +130,7 @@ class AttendBlock {
         if (first + kColumns > positions || first_ + kRows > positions) hide(positions - first - my_column, p, ds);
         visit(p, ds, scores + my_column, dweights + my_column);
       }
-      if (stages_ == 1) {
+      if (stages_.tiles == 1) {
         __syncthreads();
         start_stream(0, first + kColumns);
       }
@@ -142,8 +144,16 @@ class AttendBlock {
     Way::template multiply_tn<Shape::kScoreTiles>(rows, kPitchRows, scores, kPitch, has_keys_ ? query_depth_ : depth_,
                                                   p);
     clear_tiles(ds);
-    Way::template multiply_tn<Shape::kScoreTiles>(rows + fixed_.own_depth * kPitchRows, kPitchRows, dweights, kPitch,
-                                                  depth_, ds);
+    if (rows_take_turns_) {
+      __syncthreads();
+      start_rows<kRows>(fixed_.dweights + first_, padded_, depth_, fixed_tile_, kPitchRows);
+      cp_async_commit();
+      cp_async_wait<0>();
+      __syncthreads();
+    }
+    const int own_rows = rows_take_turns_ ? 0 : fixed_.own_depth;
+    Way::template multiply_tn<Shape::kScoreTiles>(rows + own_rows * kPitchRows, kPitchRows, dweights, kPitch, depth_,
+                                                  ds);
   }
 
   // P = exp(E - lse) and dE = P (dP - delta), where p is E and ds is dP.
@@ -179,11 +189,19 @@ class AttendBlock {
     }
   }
 
-  // sum += p b^T for the rows of b from first_row on, of `rows` in all.
+  // sum += p b^T for the rows of b from first_row on, of `rows` in all. Those of queries and keys are mostly one step
+  // of depth, two tiles, for which nothing is tested on the way either.
   template <int Tiles>
   __device__ __forceinline__ void add(const Scores& p, Shared<Operand> b, int first_row, int rows,
                                       T (&sum)[Tiles][kTileElements]) const {
-    add_left<Way>(p, scratch_, b + first_row * kPitch, kPitch, sum, (rows - first_row) / kTileColumns);
+    constexpr int kStep = kDepthStep / kTileColumns;
+    const Shared<Operand> my_b = b + first_row * kPitch;
+    const int tiles = (rows - first_row) / kTileColumns;
+    if (tiles == kStep) {
+      Way::template multiply_left<Shape::kScoreTiles, Tiles>(p, scratch_, my_b, kPitch, sum, kStep);
+    } else {
+      add_left<Way>(p, scratch_, my_b, kPitch, sum, tiles);
+    }
   }
 
   // Rows are queries: dquery, and the parts of dscore and dscore_bias.
@@ -210,14 +228,14 @@ class AttendBlock {
         space.dscore_bias[part_ * query_channels_ + first_output + i] = bias;
       }
     }
-    const Shared<Operand> hidden = load_rows(space.dquery, outputs);
+    const Shared<Operand> dquery = load_rows(space.dquery, outputs), hidden = dquery + outputs * kPitchRows;
     const MapTile<Way, kRows, S> tile{hidden, kPitchRows, in_.vectors};
     tile.start(entry_of(in_.sources[0].x, in_.grid, entry_), in_.sources[0].x.stride_channel, in_.grid, first_,
                in_.sizes.positions, channels_, depth_);
     cp_async_wait<0>();
     tile.finish(nullptr, depth_);
     __syncthreads();
-    store_outer<Way, kRows, kPitchRows>(fixed_tile_, hidden, query_channels_, channels_,
+    store_outer<Way, kRows, kPitchRows>(dquery, hidden, query_channels_, channels_,
                                         space.dscore + part_ * query_channels_ * channels_);
   }
 
@@ -242,10 +260,12 @@ class AttendBlock {
     }
     if (!has_keys_) return;
     const BackwardSpace<Way>& space = in_.space[index_];
-    const Shared<Operand> columns = load_rows(space.dkeys, query_depth_);
+    const Shared<Operand> dkeys = load_rows(space.dkeys, query_depth_), columns = dkeys + query_depth_ * kPitchRows;
+    start_rows<kRows>(fixed_.dweights + first_, padded_, depth_, columns, kPitchRows);
+    cp_async_commit();
     cp_async_wait<0>();
     __syncthreads();
-    store_outer<Way, kRows, kPitchRows>(fixed_tile_, columns, query_channels_, channels_,
+    store_outer<Way, kRows, kPitchRows>(dkeys, columns, query_channels_, channels_,
                                         space.dkey + part_ * query_channels_ * channels_);
   }
 
@@ -299,20 +319,22 @@ class AttendBlock {
     return (entry_ * channels + channel) * padded_ + first_ + row;
   }
 
-  // Starts to copy the rows of an operand that this block has just written; the place behind it.
+  // Starts to copy the rows of an operand that this block has just written, to where there is room for `depth_` more
+  // channels behind it.
   __device__ __forceinline__ Shared<Operand> load_rows(Global<const Operand> from, int channels) const {
+    SharedArena arena;
+    const Shared<Operand> tile = arena.take<Operand>((channels + depth_) * kPitchRows, "gradients of the rows");
     __syncthreads();
-    for_each_part<kRows, 16 / sizeof(Operand)>(channels, [&](int channel, int row) {
-      cp_async<16>(fixed_tile_ + (channel * kPitchRows + row), from + operand_at(channels, channel, row));
-    });
+    start_rows<kRows>(from + operand_at(channels, 0, 0), padded_, channels, tile, kPitchRows);
     cp_async_commit();
-    return fixed_tile_ + channels * kPitchRows;
+    return tile;
   }
 
   const AttentionBackwardArguments<S, Way>& in_;
-  int stages_, channels_, depth_, query_channels_, query_depth_, index_;
+  BackwardStages stages_;
+  int channels_, depth_, query_channels_, query_depth_, index_;
   int64_t padded_, part_, entry_, first_;
-  bool rows_are_keys_, has_keys_;
+  bool rows_are_keys_, has_keys_, rows_take_turns_;
   Side fixed_, stream_;
   Shared<Operand> fixed_tile_, stream_tile_, scratch_;
   Shared<T> slots_, column_terms_;
@@ -320,7 +342,7 @@ class AttendBlock {
 
 template <class S, class Way, int KeyWarps, int Group>
 __global__ void __launch_bounds__(kAttentionThreads, 2)
-    attention_backward_attend_kernel(AttentionBackwardArguments<S, Way> in, int stages) {
+    attention_backward_attend_kernel(AttentionBackwardArguments<S, Way> in, BackwardStages stages) {
   if constexpr (served_here<S, Way>()) {
     AttendBlock<S, Way, KeyWarps, Group>(in, stages).run();
   } else {

@@ -51,6 +51,13 @@ struct AttentionBackwardArguments {
   Global<T> dvalue_bias;  // parts, one a block of the first launch for source 0: (Cz)
 };
 
+// What a block of the second launch has in shared memory at a time: tiles of columns, and both operands of its rows or,
+// in turn, one of them.
+struct BackwardStages {
+  int tiles;
+  bool rows_take_turns;
+};
+
 template <class Way, int KeyWarps, int Group>
 struct BackwardShape : BlockShape<KeyWarps> {
   using Operand = typename Way::Operand;
@@ -77,17 +84,25 @@ struct BackwardShape : BlockShape<KeyWarps> {
 
   // The two roles have the same operands, fixed in one and streaming in the other. Without a key map the columns are
   // the keys.
-  static int64_t attend_bytes(int64_t channels, int64_t query_channels, bool has_keys, int stages) {
+  static int64_t attend_bytes(int64_t channels, int64_t query_channels, bool has_keys, const BackwardStages& stages) {
     const int64_t depth = padded_depth(channels), query_depth = padded_depth(query_channels),
                   key_depth = has_keys ? query_depth : 0;
-    const int64_t stream = shared_bytes<Operand>(stages * (depth + query_depth) * kPitch) +
-                           shared_bytes<T>(stages * 2 * kColumns) + shared_bytes<Operand>(kScratch);
-    const int64_t fixed = shared_bytes<Operand>((depth + query_depth) * kPitchRows),
-                  fixed_keys = shared_bytes<Operand>((depth + key_depth) * kPitchRows);
-    const int64_t stream_columns = shared_bytes<Operand>(stages * (depth + key_depth) * kPitch) +
-                                   shared_bytes<T>(stages * 2 * kColumns) + shared_bytes<Operand>(kScratch);
-    const int64_t slots = shared_bytes<T>(slots_size<Way, KeyWarps>(Group));
-    return larger(fixed + larger(stream_columns, slots), fixed_keys + larger(stream, slots));
+    const auto rows = [&](int64_t own_depth) {
+      return shared_bytes<Operand>(rows_depth(depth, own_depth, stages) * kPitchRows);
+    };
+    const auto columns = [&](int64_t own_depth) {
+      const int64_t stream = shared_bytes<Operand>(stages.tiles * (depth + own_depth) * kPitch) +
+                             shared_bytes<T>(stages.tiles * 2 * kColumns) + shared_bytes<Operand>(kScratch);
+      return larger(stream, shared_bytes<T>(slots_size<Way, KeyWarps>(Group)));
+    };
+    return larger(rows(query_depth) + columns(key_depth), rows(key_depth) + columns(query_depth));
+  }
+
+  // Channels of the operands of the rows that are in shared memory at a time: `depth` those of dP, `own_depth` those of
+  // the scores.
+  static __host__ __device__ int64_t rows_depth(int64_t depth, int64_t own_depth, const BackwardStages& stages) {
+    if (!stages.rows_take_turns) return depth + own_depth;
+    return depth < own_depth ? own_depth : depth;
   }
 
   static int64_t finish_bytes(int64_t query_channels) {

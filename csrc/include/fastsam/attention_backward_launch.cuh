@@ -7,58 +7,6 @@
 
 namespace fastsam::cuda {
 
-// How the backward pass runs with these kernels; `fits`: they find the shared memory they need.
-template <class S, class Way, int KeyWarps, int Group>
-struct BackwardPlan {
-  using Shape = BackwardShape<Way, KeyWarps, Group>;
-
-  BackwardPlan(const AttentionBackward<S>& call, const Launch& launch) {
-    const AttentionSizes& sizes = call.sizes;
-    prepare_blocks = sizes.batch * padded_positions(sizes.positions) / Shape::kRows;
-    attend_blocks = sizes.batch * ceil_div(sizes.positions, Shape::kRows);
-    prepare_bytes = Shape::prepare_bytes(sizes.channels, sizes.value_channels);
-    int64_t attend[2] = {};
-    for (int s = 0; s < call.source_count; ++s) {
-      const AttentionSource<S>& source = call.sources[s];
-      for (int stages = 1; stages <= 2; ++stages) {
-        attend[stages - 1] =
-            Shape::larger(attend[stages - 1],
-                          Shape::attend_bytes(sizes.channels, source.query_channels, source.key != nullptr, stages));
-      }
-      finish_bytes = Shape::larger(finish_bytes, Shape::finish_bytes(source.query_channels));
-    }
-    stages = stages_that_fit(launch, attend[0], attend[1]);
-    attend_bytes = attend[stages - 1];
-    most_bytes = Shape::larger(attend_bytes, Shape::larger(prepare_bytes, finish_bytes + kStaticBytes));
-    fits = most_bytes <= launch.shared_bytes;
-  }
-
-  static constexpr int64_t kStaticBytes = kAttentionThreads * sizeof(typename Way::Accumulator);
-
-  int64_t prepare_blocks, attend_blocks;  // for each source, and the latter for each role
-  int64_t prepare_bytes, attend_bytes, finish_bytes = 0, most_bytes;
-  int stages;
-  bool fits;
-};
-
-// Calls use(plan) with the kernels for this call: 64 rows a block where they fit, else 16. There is no need to look for
-// more blocks: with both roles and both sources there are four times as many as forward.
-template <class S, class Way, class Use>
-auto with_backward_shape(const AttentionBackward<S>& call, const Launch& launch, Use use) {
-  if constexpr (sizeof(S) == 8) {
-    return use(BackwardPlan<S, Way, 4, 64>(call, launch));
-  } else {
-    if (call.sizes.channels <= 64) {
-      const BackwardPlan<S, Way, 1, 64> plan(call, launch);
-      if (plan.fits) return use(plan);
-    } else {
-      const BackwardPlan<S, Way, 1, 128> plan(call, launch);
-      if (plan.fits) return use(plan);
-    }
-    return use(BackwardPlan<S, Way, 4, 128>(call, launch));
-  }
-}
-
 // The parts of the workspace, one behind the other; without a start it only counts the bytes.
 template <class S, class Way>
 class BackwardWorkspace {
@@ -115,19 +63,6 @@ class BackwardWorkspace {
 
   char* start_;
 };
-
-// Calls use(way, plan) with the kernels for this call.
-template <class S, class Use>
-auto with_backward_plan(const AttentionBackward<S>& call, const Launch& launch, Use use) {
-  return with_way<S>(launch, [&](auto way) {
-    using Way = decltype(way);
-    return with_backward_shape<S, Way>(call, launch, [&](const auto& plan) {
-      check_value_channels(call.sizes);
-      check_shared_memory(plan.fits, plan.most_bytes, launch);
-      return use(way, plan);
-    });
-  });
-}
 
 template <class S>
 int64_t attention_backward_bytes(const AttentionBackward<S>& call, const Launch& launch) {

@@ -96,9 +96,7 @@ class FinishBlock {
                                       T (&sum)[kTiles][kTileElements]) const {
     const int64_t depth = padded_depth(inputs), padded = padded_positions(in_.sizes.positions);
     __syncthreads();
-    for_each_part<kRows, 16 / sizeof(Operand)>(depth, [&](int channel, int row) {
-      cp_async<16>(tile_ + (channel * kPitch + row), from + ((entry_ * depth + channel) * padded + first_ + row));
-    });
+    start_rows<kRows>(from + (entry_ * depth * padded + first_), padded, static_cast<int>(depth), tile_, kPitch);
     cp_async_commit();
     cp_async_wait<0>();
     add_map<Way, KeyWarps, kTiles>(

@@ -34,7 +34,7 @@ class GatedBlock : public ForwardBlock<S, Way, KeyWarps, Group> {
            shared_bytes<Operand>(map_stage_size<Way, KeyWarps, kAllTiles>());
   }
 
-  __device__ __forceinline__ GatedBlock(const AttentionGatesArguments<S>& in, int stages)
+  __device__ __forceinline__ GatedBlock(const AttentionGatesArguments<S>& in, const ForwardStages& stages)
       : Base(in.attention, stages), gates_(in), value_channels_(static_cast<int>(in.attention.sizes.value_channels)) {}
 
   __device__ __forceinline__ void run() {
@@ -134,7 +134,7 @@ class GatedBlock : public ForwardBlock<S, Way, KeyWarps, Group> {
 
 template <class S, class Way, int KeyWarps, int Group>
 __global__ void __launch_bounds__(kAttentionThreads, kForwardBlocks<KeyWarps, Group>)
-    attention_gates_forward_kernel(AttentionGatesArguments<S> in, int stages) {
+    attention_gates_forward_kernel(AttentionGatesArguments<S> in, ForwardStages stages) {
   if constexpr (served_here<S, Way>()) {
     GatedBlock<S, Way, KeyWarps, Group>(in, stages).run();
   } else {

@@ -80,6 +80,24 @@ __device__ __forceinline__ void for_each_part(int64_t rows, Visit visit) {
   for (int i = threadIdx.x; i < rows * kAcross; i += kAttentionThreads) visit(i / kAcross, i % kAcross * Width);
 }
 
+// Starts to copy `Columns` operands, as vectors, of each of `rows` rows, which are `stride` apart. A thread keeps to
+// its columns and goes from row to row.
+template <int Columns, class Operand>
+__device__ __forceinline__ void start_rows(Global<const Operand> from, int64_t stride, int rows, Shared<Operand> to,
+                                           int pitch) {
+  constexpr int kVector = 16 / sizeof(Operand), kAcross = Columns / kVector, kStep = kAttentionThreads / kAcross;
+  const int column = static_cast<int>(threadIdx.x) % kAcross * kVector;
+  int row = static_cast<int>(threadIdx.x) / kAcross;
+  from += row * stride + column;
+  to += row * pitch + column;
+#pragma unroll 1
+  for (; row < rows; row += kStep) {
+    cp_async<16>(to, from);
+    from += kStep * stride;
+    to += kStep * pitch;
+  }
+}
+
 // The tile of positions [first, first + Columns) of an entry of the batch, as it is copied and then made operands.
 // `vectors`: all rows of all entries start at multiples of 16 bytes and are such multiples long.
 template <class Way, int Columns, class S>
@@ -210,9 +228,13 @@ __device__ __forceinline__ void sample_means(Global<const S> plane, int64_t stri
 template <class Way, int KeyWarps, int Tiles>
 constexpr int kMapOutputs = Tiles * kTileColumns * KeyWarps;
 
+// Inputs whose weights are in shared memory at a time.
+template <class Way>
+constexpr int kMapInputs = sizeof(typename Way::Operand) == 8 ? kDepthStep / 2 : kDepthStep;
+
 template <class Way, int KeyWarps, int Tiles>
 __host__ __device__ constexpr int64_t map_stage_size() {
-  return kDepthStep * Way::pitch_rows(kMapOutputs<Way, KeyWarps, Tiles>);
+  return kMapInputs<Way> * Way::pitch_rows(kMapOutputs<Way, KeyWarps, Tiles>);
 }
 
 template <class Way, int KeyWarps, int Tiles, class Weight>
@@ -220,16 +242,17 @@ __device__ __forceinline__ void add_map(Shared<typename Way::Operand> in, int pi
                                         Shared<typename Way::Operand> stage, int64_t first_output, Weight weight,
                                         typename Way::Accumulator (&sum)[Tiles][kTileElements]) {
   using Shape = BlockShape<KeyWarps>;
-  constexpr int kOutputs = kMapOutputs<Way, KeyWarps, Tiles>, kPitch = Way::pitch_rows(kOutputs);
+  constexpr int kOutputs = kMapOutputs<Way, KeyWarps, Tiles>, kInputs = kMapInputs<Way>,
+                kPitch = Way::pitch_rows(kOutputs);
 #pragma unroll 1
-  for (int64_t k = 0; k < depth; k += kDepthStep) {
+  for (int64_t k = 0; k < depth; k += kInputs) {
     __syncthreads();
-    for_each_part<kDepthStep, 1>(kOutputs, [&](int output, int input) {
+    for_each_part<kInputs, 1>(kOutputs, [&](int output, int input) {
       stage[input * kPitch + output] = Way::operand(weight(first_output + output, k + input));
     });
     __syncthreads();
     Way::template multiply_tn<Tiles>(in + (k * pitch_in + Shape::first_row()), pitch_in,
-                                     stage + Shape::key_warp() * Tiles * kTileColumns, kPitch, kDepthStep, sum);
+                                     stage + Shape::key_warp() * Tiles * kTileColumns, kPitch, kInputs, sum);
   }
 }
 

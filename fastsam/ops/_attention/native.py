@@ -32,7 +32,12 @@ def _sizes(h: Tensor, value_channels: int, window: Sequence[int]) -> tuple[int, 
 def forward(
     sources: Sequence[Source], value_bias: Tensor, save: bool, window: Sequence[int] | None = None
 ) -> tuple[Tensor, list[Context]]:
-    """z, and the contexts for `backward` (empty unless `save`), of windows (height, width) on a GPU only."""
+    """z, and the contexts for `backward` (empty unless `save`), of windows (height, width) on a GPU only.
+
+    Raises:
+        RuntimeError: a block has not the shared memory that so many channels need on the GPU; with `save`, for
+            `backward` either.
+    """
     h = sources[0].x
     window = window or h.shape[2:]
     z, contexts = new_map(h, value_bias.shape[0]), _new_contexts(sources, window, save)
@@ -53,8 +58,10 @@ def forward_with_gates(
     h_hat, m_new = new_map(h, h.shape[1]), new_map(h, h.shape[1])
     z, contexts = new_map(h, value_bias.shape[0]) if save else None, _new_contexts(sources, h.shape[2:], save)
     if h.numel() > 0:
+        # The kernel reads a memory that is attended to once, where it is the same in memory.
+        given, m = m, dense(m)
+        sources = [source._replace(x=m) if source.x is given else source for source in sources]
         fields, _operands = _forward_fields(sources, value_bias, h.shape[2:], z, contexts)
-        m = dense(m)
         of_gates = [weights(tensor, arithmetic(h.dtype)) for tensor in (pointwise, bias)]
         fields += [*map_fields(m), *map(address, of_gates), address(h_hat), address(m_new)]
         run("attention_gates_forward", h, fields)

@@ -70,8 +70,9 @@ Launch on_card(int64_t capability, int64_t multiprocessors, int64_t is_tf32) {
           is_tf32 != 0 ? Precision::kTf32 : Precision::kFloat32};
 }
 
+// most_shared_bytes: that a block gets, whatever the launch is planned for.
 template <class S>
-const char* forward(const int64_t* address, const Launch& launch) {
+const char* forward(const int64_t* address, const Launch& launch, int64_t most_shared_bytes) {
   return simt::run([&] {
     Fields fields(address);
     AttentionForward<S> call = {};
@@ -79,7 +80,7 @@ const char* forward(const int64_t* address, const Launch& launch) {
     fields.read(call.value_bias);
     fields.read(call.z);
     fields.contexts(call);
-    attention_forward_on(simt::Platform(), call, launch);
+    attention_forward_on(simt::Platform(most_shared_bytes), call, launch);
   });
 }
 
@@ -97,7 +98,7 @@ const char* gates(const int64_t* address, const Launch& launch) {
     fields.read(call.bias);
     fields.read(call.h_hat);
     fields.read(call.m_new);
-    attention_gates_forward_on(simt::Platform(), call, launch);
+    attention_gates_forward_on(simt::Platform(launch.shared_bytes), call, launch);
   });
 }
 
@@ -123,23 +124,29 @@ const char* backward(const int64_t* address, void* workspace, int64_t bytes, con
       throw std::runtime_error("a workspace of " + std::to_string(bytes) + " bytes, needed are " +
                                std::to_string(needed));
     }
-    attention_backward_on(simt::Platform(), call, workspace, launch);
+    attention_backward_on(simt::Platform(launch.shared_bytes), call, workspace, launch);
   });
 }
 
-// Launches of a call whose addresses are not used, but for those of the key maps, which are nullptr or not. plan:
-// blocks and shared bytes of each launch; then stages, and rows of a block.
+// Launches of a call whose addresses are not used, but for those of the key maps and of the contexts, which are nullptr
+// or not; `has_gates` is 1 with gates, else 0. plan: blocks and shared bytes of each launch; then tiles in shared
+// memory at a time, rows of a block, and what is made or there in parts: query channels of the keys that are made at a
+// time, 0 where all are; backward 1 where the rows' operands take turns, else 0.
 template <class S>
-const char* plan_forward(const int64_t* address, int64_t* plan, const Launch& launch) {
+const char* plan_forward(const int64_t* address, int64_t has_gates, int64_t* plan, const Launch& launch) {
   return simt::run([&] {
+    Fields fields(address);
     AttentionForward<S> call = {};
-    Fields(address).inputs(call);
+    fields.inputs(call);
+    fields.contexts(call);
     const auto description = [&] { return describe_attention("forward", call.sizes, call.source_count); };
     described(description, launch, [&] {
-      with_forward_plan(call, false, launch, [&](auto, const auto& chosen) {
+      with_forward_plan(call, has_gates != 0, launch, [&](auto, const auto& chosen) {
         using Plan = std::decay_t<decltype(chosen)>;
-        for (const int64_t value : {chosen.blocks, chosen.shared_bytes + Plan::kStaticBytes, int64_t{chosen.stages},
-                                    int64_t{Plan::Shape::kRows}})
+        const bool all_keys = chosen.stages.keys == std::numeric_limits<int>::max();
+        for (const int64_t value :
+             {chosen.blocks, chosen.shared_bytes + Plan::kStaticBytes, int64_t{chosen.stages.tiles},
+              int64_t{Plan::Shape::kRows}, int64_t{all_keys ? 0 : chosen.stages.keys}})
           *plan++ = value;
       });
     });
@@ -160,7 +167,7 @@ const char* plan_backward(const int64_t* address, int64_t* plan, const Launch& l
         for (const int64_t value :
              {chosen.prepare_blocks * sources, chosen.prepare_bytes, 2 * chosen.attend_blocks * sources,
               chosen.attend_bytes, chosen.attend_blocks, chosen.finish_bytes + Plan::kStaticBytes,
-              int64_t{chosen.stages}, int64_t{Plan::Shape::kRows}})
+              int64_t{chosen.stages.tiles}, int64_t{Plan::Shape::kRows}, int64_t{chosen.stages.rows_take_turns}})
           *plan++ = value;
       });
       *plan = attention_backward_bytes(call, launch);
@@ -171,29 +178,37 @@ const char* plan_backward(const int64_t* address, int64_t* plan, const Launch& l
 }  // namespace
 }  // namespace fastsam::cuda
 
-#define DEFINE(S, name)                                                                                                \
-  extern "C" const char* forward_##name(const int64_t* fields, int64_t capability, int64_t multiprocessors,            \
-                                        int64_t is_tf32) {                                                             \
-    return fastsam::cuda::forward<S>(fields, fastsam::cuda::on_card(capability, multiprocessors, is_tf32));            \
-  }                                                                                                                    \
-  extern "C" const char* plan_forward_##name(const int64_t* fields, int64_t* plan, int64_t capability,                 \
-                                             int64_t multiprocessors, int64_t is_tf32) {                               \
-    return fastsam::cuda::plan_forward<S>(fields, plan, fastsam::cuda::on_card(capability, multiprocessors, is_tf32)); \
-  }                                                                                                                    \
-  extern "C" const char* plan_backward_##name(const int64_t* fields, int64_t* plan, int64_t capability,                \
-                                              int64_t multiprocessors, int64_t is_tf32) {                              \
-    return fastsam::cuda::plan_backward<S>(fields, plan,                                                               \
-                                           fastsam::cuda::on_card(capability, multiprocessors, is_tf32));              \
-  }                                                                                                                    \
-  extern "C" const char* gates_##name(const int64_t* fields, int64_t capability, int64_t multiprocessors,              \
-                                      int64_t is_tf32) {                                                               \
-    return fastsam::cuda::gates<S>(fields, fastsam::cuda::on_card(capability, multiprocessors, is_tf32));              \
-  }                                                                                                                    \
-  extern "C" const char* backward_##name(const int64_t* fields, void* workspace, int64_t bytes, int64_t capability,    \
-                                         int64_t multiprocessors, int64_t is_tf32) {                                   \
-    return fastsam::cuda::backward<S>(fields, workspace, bytes,                                                        \
-                                      fastsam::cuda::on_card(capability, multiprocessors, is_tf32));                   \
+#define DEFINE(S, name)                                                                                             \
+  extern "C" const char* forward_##name(const int64_t* fields, int64_t capability, int64_t multiprocessors,         \
+                                        int64_t is_tf32) {                                                          \
+    const auto card = fastsam::cuda::on_card(capability, multiprocessors, is_tf32);                                 \
+    return fastsam::cuda::forward<S>(fields, card, card.shared_bytes);                                              \
+  }                                                                                                                 \
+  extern "C" const char* plan_forward_##name(const int64_t* fields, int64_t has_gates, int64_t* plan,               \
+                                             int64_t capability, int64_t multiprocessors, int64_t is_tf32) {        \
+    return fastsam::cuda::plan_forward<S>(fields, has_gates, plan,                                                  \
+                                          fastsam::cuda::on_card(capability, multiprocessors, is_tf32));            \
+  }                                                                                                                 \
+  extern "C" const char* plan_backward_##name(const int64_t* fields, int64_t* plan, int64_t capability,             \
+                                              int64_t multiprocessors, int64_t is_tf32) {                           \
+    return fastsam::cuda::plan_backward<S>(fields, plan,                                                            \
+                                           fastsam::cuda::on_card(capability, multiprocessors, is_tf32));           \
+  }                                                                                                                 \
+  extern "C" const char* gates_##name(const int64_t* fields, int64_t capability, int64_t multiprocessors,           \
+                                      int64_t is_tf32) {                                                            \
+    return fastsam::cuda::gates<S>(fields, fastsam::cuda::on_card(capability, multiprocessors, is_tf32));           \
+  }                                                                                                                 \
+  extern "C" const char* backward_##name(const int64_t* fields, void* workspace, int64_t bytes, int64_t capability, \
+                                         int64_t multiprocessors, int64_t is_tf32) {                                \
+    return fastsam::cuda::backward<S>(fields, workspace, bytes,                                                     \
+                                      fastsam::cuda::on_card(capability, multiprocessors, is_tf32));                \
   }
+
+extern "C" const char* forward_within_float32(const int64_t* fields, int64_t most_shared_bytes, int64_t capability,
+                                              int64_t multiprocessors, int64_t is_tf32) {
+  return fastsam::cuda::forward<float>(fields, fastsam::cuda::on_card(capability, multiprocessors, is_tf32),
+                                       most_shared_bytes);
+}
 
 DEFINE(float, float32)
 #ifndef __CUDACC__  // csrc/cuda/attention_*.cu compile the others for devices, which takes a while
