@@ -1,4 +1,4 @@
-"""The CUDA kernels on a card: accuracy, determinism, streams, capture in a graph, and what PyTorch checks itself."""
+"""The CUDA and Triton kernels on a card: accuracy, determinism, streams, capture in a graph, PyTorch's own checks."""
 
 import cases
 import pytest
@@ -19,21 +19,28 @@ SHAPES = [(2, 1, (1, 1)), (1, 3, (3, 5)), (2, 13, (7, 7)), (3, 64, (16, 16)), (1
 DTYPES = [torch.float64, torch.float32, torch.float16, torch.bfloat16]
 
 
-@pytest.fixture(autouse=True)
-def on_cuda():
-    """The back end cuda, and true float32 in PyTorch's own products."""
-    require_native()
-    assert hasattr(backends.native_module(), "cuda"), "the CUDA part is not built; python -m fastsam says why"
+@pytest.fixture(autouse=True, params=["cuda", "triton"])
+def on_card(request):
+    """Each back end for cards, and true float32 in PyTorch's own products."""
+    if request.param == "cuda":
+        require_native()
+        assert hasattr(backends.native_module(), "cuda"), "the CUDA part is not built; python -m fastsam says why"
+    else:
+        reason = backends.unsupported("lstm_gates", "triton", torch.device("cuda"), torch.float32)
+        if reason is not None:
+            pytest.skip(reason)
     allowed = torch.backends.cudnn.allow_tf32
     torch.backends.cudnn.allow_tf32 = False
-    with fastsam.backend("cuda"):
-        yield
+    with fastsam.backend(request.param):
+        yield request.param
     torch.backends.cudnn.allow_tf32 = allowed
 
 
 def make(name, batch=2, channels=16, size=(9, 10), **options):
-    """A variant's operator and arguments, on the card."""
+    """A variant's operator and arguments, on the card; in float64 where the back end serves it."""
     operator, chosen = cases.VARIANTS[name]
+    if backends.selected() == "triton":
+        options.setdefault("dtype", torch.float32)
     arguments = cases.make(operator, batch=batch, channels=channels, size=size, **chosen, **options)
     return operator, cases.map_tensors(lambda tensor: tensor.cuda(), arguments)
 
@@ -41,7 +48,9 @@ def make(name, batch=2, channels=16, size=(9, 10), **options):
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize(("batch", "channels", "size"), SHAPES)
 @pytest.mark.parametrize("name", cases.VARIANTS)
-def test_accuracy(poison, name, batch, channels, size, dtype):
+def test_accuracy(poison, on_card, name, batch, channels, size, dtype):
+    if on_card == "triton" and dtype == torch.float64:
+        pytest.skip("Triton's kernels do not serve float64")
     draws = [make(name, batch, channels, size, dtype=dtype, seed=seed) for seed in seeds(dtype, channels)]
     try:
         assert_accurate(draws[0][0], [arguments for _, arguments in draws])
@@ -118,7 +127,9 @@ def test_capture_in_a_graph(name):
 
 
 @pytest.mark.parametrize("name", cases.VARIANTS)
-def test_gradcheck(name):
+def test_gradcheck(name, on_card):
+    if on_card == "triton":
+        pytest.skip("Triton's kernels do not serve float64, which gradcheck needs")
     operator, arguments = make(name, 1, 2, (3, 4))
     names = [argument for argument, value in arguments.items() if isinstance(value, torch.Tensor)]
     rest = {argument: value for argument, value in arguments.items() if argument not in names}
