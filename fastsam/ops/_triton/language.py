@@ -1,5 +1,7 @@
 """The vocabulary of the Triton kernels: products of tiles, and the activations of the gates."""
 
+# mypy: disable-error-code="no-untyped-def"
+
 import triton
 import triton.language as tl
 
@@ -8,7 +10,7 @@ INTERPRETED = tl.constexpr(triton.knobs.runtime.interpret)
 
 
 @triton.jit
-def product(a, b, c, PRECISION: tl.constexpr):  # type: ignore[no-untyped-def]
+def product(a, b, c, PRECISION: tl.constexpr):
     """c + a b, summed in float32; PRECISION ("ieee" or "tf32") is that of float32 operands.
 
     The interpreter multiplies the bits of bfloat16 as integers; in float32 their products are the same numbers.
@@ -19,6 +21,28 @@ def product(a, b, c, PRECISION: tl.constexpr):  # type: ignore[no-untyped-def]
     return tl.dot(a, b, c, input_precision=PRECISION)
 
 
+@triton.jit
+def bound(n):
+    """A number of the kernel's as a bound or step of a loop.
+
+    Triton's interpreter before 3.9 has it as an array of one element, of which NumPy 2.4 makes no index.
+    """
+    if INTERPRETED:
+        return n.handle.data.item() if isinstance(n, tl.tensor) else n
+    else:
+        return n
+
+
+@triton.jit
+def rounded(x, DTYPE: tl.constexpr):
+    """float32 numbers in another dtype, rounded to nearest even; for bfloat16 the interpreter only cuts bits off."""
+    if INTERPRETED and tl.bfloat16 == DTYPE:
+        bits = x.to(tl.uint32, bitcast=True)
+        to_even = (bits + 0x7FFF + ((bits >> 16) & 1)) & 0xFFFF0000
+        x = tl.where(x == x, to_even.to(tl.float32, bitcast=True), x)
+    return x.to(DTYPE)
+
+
 LOG2_E = tl.constexpr(1.4426950408889634)
 LN_2_HIGH = tl.constexpr(0.693359375)  # 9 bits: a whole number below 2^15 times it is exact in float32
 LN_2_LOW = tl.constexpr(-2.12194440054690583e-4)
@@ -27,7 +51,7 @@ LEAST = tl.constexpr(-87.33654)  # exp of it is the smallest normal float32
 
 
 @triton.jit
-def _exp_and_expm1(x):  # type: ignore[no-untyped-def]
+def _exp_and_expm1(x):
     """exp(x) and exp(x) - 1 of float32 x <= 0, to about 1 ulp each; where exp(x) is not normal, 0 and -1.
 
     x = n ln 2 + r with |r| <= ln(2) / 2, exp(r) - 1 = r + r^2 P(r) with P of least relative error (2^-26), and
@@ -46,20 +70,28 @@ def _exp_and_expm1(x):  # type: ignore[no-untyped-def]
 
 
 @triton.jit
-def sigmoid(x):  # type: ignore[no-untyped-def]
-    """1 / (1 + exp(-x)) of float32 x, to about 2 ulp; 0 where it is not normal."""
-    small, _ = _exp_and_expm1(tl.where(x < 0, x, -x))
-    return tl.div_rn(tl.where(x < 0, small, 1.0), 1.0 + small)
+def _quotient(a, b):
+    """a / b for b from 1 to 2, to about 1 ulp; division rounded to nearest would call a function for its rare cases."""
+    inverse = 1.0 / b
+    quotient = a * inverse
+    return tl.fma(tl.fma(-quotient, b, a), inverse, quotient)
 
 
 @triton.jit
-def tanh(x):  # type: ignore[no-untyped-def]
+def sigmoid(x):
+    """1 / (1 + exp(-x)) of float32 x, to about 2 ulp; 0 where it is not normal."""
+    small, _ = _exp_and_expm1(tl.where(x < 0, x, -x))
+    return _quotient(tl.where(x < 0, small, 1.0), 1.0 + small)
+
+
+@triton.jit
+def tanh(x):
     """The hyperbolic tangent of float32 x, to about 2 ulp.
 
     With e = exp(-2 |x|) it is (1 - e) / (1 + e) near 0 and 1 - 2 e / (1 + e) elsewhere, one quotient either way.
     """
     small, less = _exp_and_expm1(-2.0 * tl.abs(x))
     far = small < 0.25
-    quotient = tl.div_rn(tl.where(far, 2.0 * small, -less), 1.0 + small)
+    quotient = _quotient(tl.where(far, 2.0 * small, -less), 1.0 + small)
     size = tl.where(far, 1.0 - quotient, quotient)
     return tl.where(x < 0, -size, size)

@@ -37,9 +37,9 @@ def double_attention(
         e_m[i, j] = (score_m h_i + score_bias_m) . (key_m m_j)        R_m[:, i] = sum_j softmax_j(e_m[i, :])_j m_j
         z = value_h R_h + value_m R_m + value_bias
 
-    Memory is O(N), N = H*W, on every back end but eager. The back end `cuda` serves up to 256 value channels, and as many
-    channels as a block's shared memory holds: 128 on every card (float64: 64 on compute capability 6.1, 80 on 7.5);
-    where a gradient is wanted and the backward pass has no room, the forward pass says so.
+    Memory is O(N), N = H*W, on every back end but eager. The back end `cuda` serves up to 256 value channels, and as
+    many channels as a block's shared memory holds: 128 on every card (float64: 64 on compute capability 6.1, 80 on
+    7.5); where a gradient is wanted and the backward pass has no room, the forward pass says so.
 
     Args:
         h: hidden state, (B, C, H, W); read without a copy when its last two dimensions are dense.

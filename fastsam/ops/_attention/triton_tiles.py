@@ -1,0 +1,154 @@
+"""Sizes of the tiles of the attention's Triton kernels, and what their calls have in common.
+
+The first candidate of each list is within 99 KiB of shared memory, what the smallest card can have, and up to 128
+channels it has no spills on any capability. A warp needs 16 rows to have work of its own in a chain of products, so the
+rows of a program are 16 times its warps, but for products without tensor cores, where a thread has all of the depth of
+its operands in registers.
+"""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+from torch import Tensor
+
+from fastsam.ops._attention import Source
+from fastsam.ops._triton.configurations import Configuration
+from fastsam.ops._triton.launch import padded, precision
+
+KEY_BYTES = 32 * 1024
+"""So much of a key map is in shared memory at a time."""
+
+
+class Sizes(NamedTuple):
+    """The numbers of a call that its kernels are compiled for. C, D, CZ: channels of maps, queries and z.
+
+    kind: "half", "tf32" or "ieee", how products are computed. WHOLE and tile sizes come on top.
+    """
+
+    kind: str
+    itemsize: int
+    C: int
+    D: int
+    CZ: int
+    SOURCES: int
+    HAS_KEYS: bool
+    PRECISION: str
+
+    @classmethod
+    def of(cls, sources: Sequence[Source], value_channels: int) -> "Sizes":
+        """The sizes of a call on these sources."""
+        x, score, _, _, key = sources[0]
+        product = precision(x)
+        kind = product if x.dtype.itemsize == 4 else "half"
+        return cls(
+            kind, x.dtype.itemsize, x.shape[1], score.shape[0], value_channels, len(sources), key is not None, product
+        )
+
+    @property
+    def numbers(self) -> tuple[int, ...]:
+        """What decides, next to the kind of arithmetic and the positions, which tiles are the fastest."""
+        return self.C, self.D, self.CZ, self.SOURCES
+
+    @property
+    def width(self) -> int:
+        """64, 128 or 256: the class of channels that the candidates are made for."""
+        return max(64, padded(max(self.C, self.D)))
+
+    def constants(self) -> dict[str, Any]:
+        """The constants of the kernels but for tile sizes."""
+        channels, depth = padded(self.C), padded(self.D)
+        return {
+            "C": self.C,
+            "D": self.D,
+            "CZ": self.CZ,
+            "CHANNELS": channels,
+            "DEPTH": depth,
+            "KEY_CHUNK": min(channels, KEY_BYTES // (depth * self.itemsize)),
+            "SOURCES": self.SOURCES,
+            "HAS_KEYS": self.HAS_KEYS,
+            "PRECISION": self.PRECISION,
+        }
+
+
+# Rows of a program, columns of a tile that streams past, channels of a weight matrix at a time, warps, stages. Each
+# first one serves keys of 16 channels and keys that are the columns themselves.
+_Tiles = tuple[int, int, int, int, int]
+
+_FORWARD: dict[tuple[str, int], list[_Tiles]] = {
+    ("half", 64): [(64, 64, 64, 4, 1), (128, 64, 64, 8, 1), (64, 32, 64, 4, 1), (32, 64, 64, 2, 1)],
+    ("half", 128): [(64, 16, 64, 4, 1), (64, 64, 64, 4, 1), (64, 32, 64, 4, 1), (128, 64, 64, 8, 1)],
+    ("half", 256): [(32, 16, 32, 4, 1), (64, 16, 32, 8, 1)],
+    ("tf32", 64): [(64, 32, 32, 4, 1), (64, 64, 64, 4, 1), (128, 32, 32, 8, 1), (32, 32, 32, 2, 1)],
+    ("tf32", 128): [(32, 16, 64, 4, 1), (64, 32, 64, 4, 1), (64, 16, 64, 4, 1)],
+    ("tf32", 256): [(32, 16, 16, 8, 1)],
+    ("ieee", 64): [(32, 16, 16, 4, 1), (16, 16, 16, 4, 1), (64, 32, 16, 8, 1)],
+    ("ieee", 128): [(16, 16, 16, 8, 1), (32, 16, 16, 8, 1)],
+    ("ieee", 256): [(16, 16, 16, 8, 1)],
+}
+
+_QUERY_GRADIENTS: dict[tuple[str, int], list[_Tiles]] = {
+    ("half", 64): [(64, 64, 64, 4, 1), (128, 64, 64, 8, 1), (64, 32, 64, 4, 1), (32, 64, 64, 2, 1)],
+    ("half", 128): [(64, 32, 32, 4, 1), (64, 64, 32, 4, 1), (128, 32, 32, 8, 1)],
+    ("half", 256): [(32, 16, 32, 4, 1)],
+    ("tf32", 64): [(64, 32, 32, 4, 1), (64, 16, 32, 4, 1), (128, 32, 32, 8, 1), (32, 32, 32, 2, 1)],
+    ("tf32", 128): [(32, 16, 64, 4, 1), (64, 16, 32, 4, 1)],
+    ("tf32", 256): [(32, 16, 16, 8, 1)],
+    ("ieee", 64): [(32, 16, 16, 4, 1), (16, 16, 16, 4, 1)],
+    ("ieee", 128): [(16, 16, 16, 8, 1), (16, 16, 16, 4, 1)],
+    ("ieee", 256): [(16, 16, 16, 8, 1)],
+}
+
+_COLUMN_GRADIENTS: dict[tuple[str, int], list[_Tiles]] = {
+    ("half", 64): [(64, 64, 64, 4, 3), (128, 64, 64, 8, 3), (64, 32, 64, 4, 3), (64, 64, 64, 4, 2)],
+    ("half", 128): [(64, 32, 64, 4, 3), (128, 32, 64, 8, 3), (64, 64, 64, 4, 2)],
+    ("half", 256): [(64, 16, 32, 4, 2)],
+    ("tf32", 64): [(64, 32, 64, 4, 3), (64, 16, 64, 4, 3), (64, 32, 64, 4, 2), (128, 32, 64, 8, 3)],
+    ("tf32", 128): [(64, 16, 64, 4, 2), (64, 32, 64, 4, 2)],
+    ("tf32", 256): [(64, 16, 16, 4, 1)],
+    ("ieee", 64): [(32, 16, 16, 4, 1), (16, 16, 16, 4, 1), (32, 16, 16, 8, 1)],
+    ("ieee", 128): [(16, 16, 16, 8, 1), (16, 16, 16, 4, 1)],
+    ("ieee", 256): [(16, 16, 16, 8, 1)],
+}
+
+
+def forward(sizes: Sizes) -> list[Configuration]:
+    """Candidates of `attention_forward`."""
+    return [_configuration("BLOCK_QUERIES", "BLOCK_COLUMNS", tiles) for tiles in _FORWARD[sizes.kind, sizes.width]]
+
+
+def query_gradients(sizes: Sizes) -> list[Configuration]:
+    """Candidates of `attention_query_gradients`."""
+    candidates = _QUERY_GRADIENTS[sizes.kind, sizes.width]
+    return [_configuration("BLOCK_QUERIES", "BLOCK_COLUMNS", tiles) for tiles in candidates]
+
+
+def column_gradients(sizes: Sizes) -> list[Configuration]:
+    """Candidates of `attention_column_gradients`: its rows are columns, and queries stream past."""
+    candidates = _COLUMN_GRADIENTS[sizes.kind, sizes.width]
+    return [{**_configuration("BLOCK_COLUMNS", "BLOCK_QUERIES", tiles), **_part_tiles(sizes)} for tiles in candidates]
+
+
+def _configuration(rows: str, columns: str, tiles: _Tiles) -> Configuration:
+    names = (rows, columns, "CHUNK", "num_warps", "num_stages")
+    return dict(zip(names, tiles, strict=True))
+
+
+def _part_tiles(sizes: Sizes) -> Configuration:
+    """Tiles of the weights' gradients, and the positions that they are summed over at a time."""
+    most = 32 if sizes.kind == "ieee" else 64
+    return {
+        "SCORE_TILE": min(most, padded(sizes.D)),
+        "VALUE_TILE": min(most, padded(sizes.CZ)),
+        "CHANNEL_TILE": min(most, padded(sizes.C)),
+        "BLOCK_POSITIONS": 32,
+    }
+
+
+def whole(positions: int, choice: Configuration) -> bool:
+    """Whether no tile reaches beyond the positions."""
+    return all(positions % size == 0 for name, size in choice.items() if name.startswith("BLOCK_"))
+
+
+def strides(x: Tensor | None) -> tuple[Tensor | None, int, int]:
+    """A map and its strides of batch and channel; zeros for no map."""
+    return (None, 0, 0) if x is None else (x, x.stride(0), x.stride(1))

@@ -1,0 +1,36 @@
+"""Every Triton kernel compiles for every capability it is for, within its means: no spills, tensor cores used."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+SHARED = {80: 163, 86: 99, 89: 99, 90: 227, 100: 227, 120: 99}
+"""KiB of shared memory that a program may have, by capability."""
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("triton")
+
+
+@pytest.mark.parametrize("capability", SHARED)
+def test_machine_code(cache, capability):
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    result = subprocess.run(
+        [sys.executable, Path(__file__).with_name("ahead_of_time.py"), str(capability)],
+        env={**environment, "TRITON_CACHE_DIR": str(cache)},
+        capture_output=True,
+        text=True,
+        timeout=290,
+    )
+    assert result.returncode == 0, result.stderr[-3000:]
+    kernels = [json.loads(line) for line in result.stdout.splitlines()]
+    assert len(kernels) > 20
+    for kernel in kernels:
+        assert kernel["stack"] == 0, kernel
+        assert kernel["shared"] <= 1024 * SHARED[capability], kernel
+        assert kernel["tensor_cores"] or not kernel["wanted"], kernel

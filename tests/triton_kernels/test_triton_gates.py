@@ -1,0 +1,251 @@
+"""`separable_gates` and `lstm_gates` on Triton, interpreted where there is no card, against the naive float64 forms."""
+
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
+from typing import Any
+
+import cases
+import pytest
+import torch
+from checks import assert_accurate, evaluate
+from torch import Tensor
+
+import fastsam
+from fastsam import backends
+
+pytest.importorskip("triton")
+
+from fastsam.ops._triton.configurations import configuration, forced
+from fastsam.ops.lstm_gates import triton as lstm_gates
+from fastsam.ops.separable_gates import triton as separable_gates
+
+DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+EACH_DTYPE = pytest.mark.parametrize("dtype", DTYPES.values(), ids=DTYPES)
+VARIANTS = [variant for variant in cases.VARIANTS if "gates" in variant]
+EACH_VARIANT = pytest.mark.parametrize("variant", VARIANTS)
+MAIN_VARIANTS = pytest.mark.parametrize(
+    "variant", ["separable_gates", "separable_gates-no_depthwise", "lstm_gates", "lstm_gates-norms"]
+)
+"""Those that take different ways through the kernels; the interpreter is slow."""
+
+# (height, width), kernel size, channels, channels of z, bias
+SEPARABLE = [
+    ((1, 1), 5, 1, 1, True),
+    ((4, 9), 3, 17, None, True),
+    ((3, 2), 7, 5, 20, False),
+    ((6, 7), 1, 16, 3, True),
+    ((9, 5), None, 33, 31, True),
+    ((7, 6), 5, 20, 12, True),
+]
+NORMS = [
+    {},
+    {"recurrent": True},
+    {"norm": "channel"},
+    {"norm": "position", "recurrent": True},
+    {"norm": "channel", "recurrent_norm": "channel"},
+    {"recurrent_norm": "position"},
+]
+
+
+@pytest.fixture(autouse=True)
+def triton_backend() -> Iterator[None]:
+    """Run on Triton; skips where it cannot: not on a CPU without its interpreter."""
+    reason = backends.unsupported("lstm_gates", "triton", torch.device("cpu"), torch.float32)
+    if reason is not None:
+        pytest.skip(reason)
+    with fastsam.backend("triton"):
+        yield
+
+
+def _arguments(variant: str, **options: Any) -> tuple[str, cases.Arguments]:
+    operator, defaults = cases.VARIANTS[variant]
+    return operator, cases.make(operator, **{**defaults, "dtype": torch.float32, **options})
+
+
+def _draws(operator: str, count: int = 2, **options: Any) -> list[cases.Arguments]:
+    return [cases.make(operator, seed=seed, **options) for seed in range(count)]
+
+
+@EACH_DTYPE
+@pytest.mark.parametrize(("size", "kernel", "channels", "z", "bias"), SEPARABLE)
+def test_separable_gates(poison, size, kernel, channels, z, bias, dtype):
+    options = {"channels": channels, "size": size, "z": z, "kernel": kernel, "bias": bias, "dtype": dtype}
+    assert_accurate("separable_gates", _draws("separable_gates", **options))
+
+
+@pytest.mark.parametrize(("channels", "z", "kernel"), [(65, None, 3), (65, 65, None), (129, None, None)])
+def test_separable_gates_of_several_blocks_of_channels(poison, channels, z, kernel):
+    options = {"channels": channels, "z": z, "kernel": kernel, "size": (3, 4), "dtype": torch.float32}
+    assert_accurate("separable_gates", _draws("separable_gates", batch=1, **options))
+
+
+def test_separable_gates_with_a_filter_larger_than_its_sums(poison):
+    """81 taps: the part of ddepthwise goes through the positions three times."""
+    options = {"channels": 3, "z": 2, "kernel": 9, "size": (5, 8), "dtype": torch.float32}
+    assert_accurate("separable_gates", _draws("separable_gates", batch=1, **options))
+
+
+def test_separable_gates_summed_in_several_parts(poison, monkeypatch):
+    """Of 6 samples of 2 tiles each, 3 tiles to a part: parts that begin inside of a sample, and more than one round."""
+    monkeypatch.setattr(separable_gates, "_LEAST_TILES_A_PART", 3)
+    monkeypatch.setattr(separable_gates, "_SUM", {"PARTS_AT_ONCE": 2, "NUMBERS": 128})
+    options = {"channels": 4, "z": 3, "kernel": 3, "size": (5, 8), "dtype": torch.float32}
+    assert_accurate("separable_gates", _draws("separable_gates", batch=6, **options))
+
+
+@EACH_DTYPE
+@pytest.mark.parametrize("norms", NORMS, ids=str)
+def test_lstm_gates(poison, norms, dtype):
+    assert_accurate("lstm_gates", _draws("lstm_gates", channels=7, size=(5, 6), **norms, dtype=dtype))
+
+
+@pytest.mark.parametrize("norms", NORMS, ids=str)
+def test_lstm_gates_of_one_position(poison, norms):
+    assert_accurate("lstm_gates", _draws("lstm_gates", 4, channels=3, size=(1, 1), **norms, dtype=torch.float32))
+
+
+@pytest.mark.parametrize("norms", [NORMS[3], NORMS[4]], ids=str)
+def test_lstm_gates_summed_in_several_parts(poison, monkeypatch, norms):
+    """Small tiles: 136 of the moments of a sample in 128 parts, 34 sums of its rows."""
+    small = {**lstm_gates.tile(1, 529, 16), "num_warps": 4, "num_stages": 1}
+    monkeypatch.setattr(lstm_gates, "_MOMENTS_TILE", 16)
+    with forced("lstm_gates_backward", small), forced("lstm_gates_norm_backward", lstm_gates.candidates(4, 529)[-1]):
+        draws = _draws("lstm_gates", 1, batch=1, channels=1, size=(23, 23), **norms, dtype=torch.float32)
+        assert_accurate("lstm_gates", draws)
+
+
+@pytest.mark.parametrize("norms", NORMS[2:5], ids=str)
+def test_means_far_from_zero(norms):
+    """Where E[x^2] - E[x]^2 would lose most digits of the variance."""
+    draws = _draws("lstm_gates", 4, channels=4, size=(9, 17), **norms, dtype=torch.float32)
+    maps = [name for name, norm in (("gates", "norm"), ("recurrent", "recurrent_norm")) if norm in norms]
+    assert_accurate("lstm_gates", [{**draw, **{name: draw[name] - 1000.0 for name in maps}} for draw in draws])
+
+
+@MAIN_VARIANTS
+def test_every_candidate(poison, monkeypatch, variant):
+    """What tuning may choose computes the same."""
+    operator, arguments = _arguments(variant, size=(3, 4), batch=1)
+    asked: dict[str, Sequence[dict[str, int]]] = {}
+
+    def remember(kernel: str, like: Tensor, sizes: Sequence[int], candidates: Sequence[dict[str, int]]) -> Any:
+        asked[kernel] = candidates
+        return configuration(kernel, like, sizes, candidates)
+
+    for module in (lstm_gates, separable_gates):
+        monkeypatch.setattr(module, "configuration", remember)
+    evaluate(operator, cases.public(operator), arguments)
+    assert len(asked) >= 2 and all(1 <= len(candidates) <= 6 for candidates in asked.values())
+    for place in range(1, max(map(len, asked.values()))):
+        with ExitStack() as stack:
+            for kernel, candidates in asked.items():
+                stack.enter_context(forced(kernel, candidates[min(place, len(candidates) - 1)]))
+            assert_accurate(operator, arguments)
+
+
+@pytest.mark.parametrize("layout", ["channels_last", "expanded_batch"])
+@MAIN_VARIANTS
+def test_layouts(poison, variant, layout):
+    operator, arguments = _arguments(variant)
+    change = cases.LAYOUTS[layout]
+    assert_accurate(operator, cases.map_tensors(change, arguments), upstream=change)
+
+
+@EACH_VARIANT
+def test_empty_batch(variant):
+    operator, arguments = _arguments(variant, batch=0)
+    result = evaluate(operator, cases.public(operator), arguments)
+    assert all(output.shape[0] == 0 for output in result.outputs.values())
+    for name, gradient in result.gradients.items():
+        assert gradient.shape == arguments[name].shape and not gradient.any(), name
+
+
+@EACH_VARIANT
+def test_nothing_around_the_results_is_written(variant, monkeypatch):
+    """Everything allocated for results and between launches comes with sentinels before and behind it."""
+    allocations = []
+
+    def empty(*shape: Any, dtype: torch.dtype = torch.float32, **_: Any) -> Tensor:
+        sizes = shape[0] if isinstance(shape[0], Sequence) else shape
+        room = torch.full([math.prod(sizes) + 128], 12345.0, dtype=dtype)
+        allocations.append(room)
+        return room[64:-64].view(sizes)
+
+    operator, arguments = _arguments(variant, size=(5, 7), batch=1)
+    with monkeypatch.context() as patched:
+        patched.setattr(torch, "empty", empty)
+        patched.setattr(torch, "empty_like", lambda like: empty(like.shape, dtype=like.dtype))
+        evaluate(operator, cases.public(operator), arguments)
+    assert len(allocations) >= 4
+    for room in allocations:
+        assert (room[:64] == 12345).all() and (room[-64:] == 12345).all()
+
+
+def _spoil(tensor: Tensor, value: float) -> Tensor:
+    """The same tensor with its middle element replaced."""
+    spoiled = tensor.clone()
+    spoiled[tuple(length // 2 for length in tensor.shape)] = value
+    return spoiled
+
+
+def _assert_same_kinds_of_number(actual: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
+    for name, reference in expected.items():
+        for kind in (torch.isnan, torch.isposinf, torch.isneginf):
+            assert torch.equal(kind(actual[name]), kind(reference)), f"{name}: {kind.__name__}"
+
+
+@MAIN_VARIANTS
+def test_nan_spreads_as_in_eager(variant):
+    operator, arguments = _arguments(variant, size=(4, 5))
+    for name in [name for name, value in arguments.items() if isinstance(value, Tensor)]:
+        spoiled = {**arguments, name: _spoil(arguments[name], float("nan"))}
+        actual = evaluate(operator, cases.public(operator), spoiled)
+        expected = evaluate(operator, cases.eager(operator), spoiled)
+        assert any(output.isnan().any() for output in actual.outputs.values()), f"NaN in {name} is lost"
+        _assert_same_kinds_of_number(actual.tensors(), expected.tensors())
+
+
+@MAIN_VARIANTS
+def test_nan_from_upstream_spreads_as_in_eager(variant):
+    operator, arguments = _arguments(variant, size=(4, 5))
+
+    def upstream(gradient: Tensor) -> Tensor:
+        return _spoil(gradient, float("nan"))
+
+    actual = evaluate(operator, cases.public(operator), arguments, upstream=upstream)
+    expected = evaluate(operator, cases.eager(operator), arguments, upstream=upstream)
+    _assert_same_kinds_of_number(actual.gradients, expected.gradients)
+
+
+@MAIN_VARIANTS
+def test_infinity_spreads_as_in_eager(variant):
+    """But for weights of norms: PyTorch's x (rstd weight) + (bias - mean (rstd weight)) has infinity less infinity."""
+    operator, arguments = _arguments(variant, size=(4, 5))
+    outputs = cases.OUTPUTS[operator]
+    tensors = [name for name, value in arguments.items() if isinstance(value, Tensor)]
+    for name in [name for name in tensors if not name.endswith("norm_weight")]:
+        spoiled = {**arguments, name: _spoil(arguments[name], -float("inf"))}
+        actual = cases.outputs_of(cases.public(operator)(**spoiled))
+        expected = cases.outputs_of(cases.eager(operator)(**spoiled))
+        _assert_same_kinds_of_number(*(dict(zip(outputs, values, strict=True)) for values in (actual, expected)))
+
+
+@pytest.mark.parametrize(("size", "kernel"), [((7, 1), 7), ((3, 5), 5), ((4, 9), 3)])
+def test_infinity_at_the_edge_of_the_map(size, kernel):
+    """What a kernel computes beyond the map, to fill its tiles, must not reach a gradient."""
+    for seed in range(2):
+        arguments = cases.separable_gates(2, 3, size, z=2, kernel=kernel, seed=seed, dtype=torch.float32)
+        arguments["h"][1, 1, seed % size[0], -1] = float("inf")
+        actual = evaluate("separable_gates", cases.public("separable_gates"), arguments)
+        expected = evaluate("separable_gates", cases.eager("separable_gates"), arguments)
+        for name, reference in expected.gradients.items():
+            assert not (~actual.gradients[name].isfinite() & reference.isfinite()).any(), name
+
+
+@pytest.mark.parametrize("operator", ["separable_gates", "lstm_gates"])
+def test_saturated_gates(operator):
+    arguments = _arguments(operator)[1]
+    name = "bias" if operator == "separable_gates" else "gates"
+    arguments[name] = 1e3 * arguments[name]
+    assert_accurate(operator, arguments)
