@@ -1,4 +1,7 @@
-"""Every Triton kernel compiles for every capability it is for, within its means: no spills, tensor cores used."""
+"""Every Triton kernel compiles for the capabilities it is for, within their means: no spills, tensor cores used.
+
+For 8.6 and 10.0, or for all where FASTSAM_TEST_ALL_ARCHITECTURES=1 is set: a capability takes a minute or two.
+"""
 
 import json
 import os
@@ -11,13 +14,16 @@ import pytest
 SHARED = {80: 163, 86: 99, 89: 99, 90: 227, 100: 227, 120: 99}
 """KiB of shared memory that a program may have, by capability."""
 
+CAPABILITIES = tuple(SHARED) if os.environ.get("FASTSAM_TEST_ALL_ARCHITECTURES") == "1" else (86, 100)
+
 
 @pytest.fixture(scope="module")
 def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("triton")
 
 
-@pytest.mark.parametrize("capability", SHARED)
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("capability", CAPABILITIES)
 def test_machine_code(cache, capability):
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     result = subprocess.run(
@@ -25,7 +31,7 @@ def test_machine_code(cache, capability):
         env={**environment, "TRITON_CACHE_DIR": str(cache)},
         capture_output=True,
         text=True,
-        timeout=290,
+        timeout=800,
     )
     assert result.returncode == 0, result.stderr[-3000:]
     kernels = [json.loads(line) for line in result.stdout.splitlines()]

@@ -20,7 +20,7 @@ from fastsam.ops._triton.configurations import configuration, forced
 from fastsam.ops.lstm_gates import triton as lstm_gates
 from fastsam.ops.separable_gates import triton as separable_gates
 
-DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 EACH_DTYPE = pytest.mark.parametrize("dtype", DTYPES.values(), ids=DTYPES)
 VARIANTS = [variant for variant in cases.VARIANTS if "gates" in variant]
 EACH_VARIANT = pytest.mark.parametrize("variant", VARIANTS)
@@ -72,6 +72,12 @@ def _draws(operator: str, count: int = 2, **options: Any) -> list[cases.Argument
 def test_separable_gates(poison, size, kernel, channels, z, bias, dtype):
     options = {"channels": channels, "size": size, "z": z, "kernel": kernel, "bias": bias, "dtype": dtype}
     assert_accurate("separable_gates", _draws("separable_gates", **options))
+
+
+@MAIN_VARIANTS
+def test_float16(poison, variant):
+    operator, options = cases.VARIANTS[variant]
+    assert_accurate(operator, _draws(operator, **{**options, "size": (5, 6), "dtype": torch.float16}))
 
 
 @pytest.mark.parametrize(("channels", "z", "kernel"), [(65, None, 3), (65, 65, None), (129, None, None)])
