@@ -157,6 +157,8 @@ def triton_state() -> tuple[str | None, bool]:
         triton: Any = importlib.import_module("triton")
     except ImportError as error:
         return f"Triton cannot be imported ({error}); PyTorch with CUDA brings it on Linux", False
+    if not hasattr(triton, "__version__"):
+        return f"the module triton is not Triton, it is {triton!r}", False
     version = tuple(int(part) for part in triton.__version__.split(".")[:2])
     if version < OLDEST_TRITON:
         return f"it needs Triton {'.'.join(map(str, OLDEST_TRITON))} or newer, this is {triton.__version__}", False
@@ -172,6 +174,8 @@ def _below_triton(index: int) -> str | None:
 
 
 def _no_card() -> str | None:
+    if torch.version.hip is not None:
+        return "it serves NVIDIA's cards, this PyTorch is for AMD's"
     return None if torch.cuda.is_available() else "PyTorch sees no CUDA device"
 
 
@@ -199,9 +203,9 @@ def explain(operator: str, device: torch.device, dtype: torch.dtype, positions: 
     """What `auto` chooses for maps of so many positions on a device, and the reason in words."""
     if device.type == "cpu":
         reason = unsupported(operator, "cpu", device, dtype)
-        return (
-            ("cpu", "compiled, and it serves this device and dtype") if reason is None else ("eager", f"cpu: {reason}")
-        )
+        if reason is not None:
+            return "eager", f"cpu: {reason}"
+        return "cpu", "compiled, and it serves this device and dtype"
     if device.type != "cuda":
         return "eager", f"there is no compiled back end for {device.type}"
     reasons = {name: unsupported(operator, name, device, dtype) for name in ("cuda", "triton")}
@@ -211,4 +215,4 @@ def explain(operator: str, device: torch.device, dtype: torch.dtype, positions: 
     order, source = fastest.order(_index(device), operator, dtype, positions)
     if not order:
         return "eager", f"{' and '.join(serving)} can be named; {source}"
-    return next(name for name in order if name == "eager" or name in serving), source
+    return next((name for name in order if name in serving or name == "eager"), "eager"), source

@@ -65,7 +65,7 @@ def table() -> tuple[Row, ...]:
     """The rows of fastest.txt.
 
     Raises:
-        ValueError: a line does not have the six columns.
+        ValueError: a line does not have the six columns, or names other back ends.
     """
     rows = []
     for number, line in enumerate(TABLE.read_text(encoding="utf-8").splitlines(), 1):
@@ -75,5 +75,7 @@ def table() -> tuple[Row, ...]:
         if len(columns) != 6:
             raise ValueError(f"fastsam: line {number} of {TABLE} must have 6 columns, got {line!r}")
         capability, operator, kind, positions, names, results = columns
+        if not set(names.split(",")) <= {"cuda", "triton", "eager"}:
+            raise ValueError(f"fastsam: line {number} of {TABLE} must name cuda, triton and eager only, got {names!r}")
         rows.append(Row(capability, operator, kind, int(positions), tuple(names.split(",")), results))
     return tuple(rows)

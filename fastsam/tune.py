@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import os
 import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -45,15 +46,24 @@ def tune(problems: Sequence[Problem], file: Path, device: torch.device, *, again
     The file is written after every kernel, and what is in it already is not measured again unless `again`.
     """
     results = {} if again else configurations.read(file)
+    precision = torch.get_float32_matmul_precision()
     with backends.backend("triton"):
         for problem in problems:
             for operator, step in steps(problem, device):
                 for key, best in _tuned(step, device, results):
                     results[key] = best
-                    file.parent.mkdir(parents=True, exist_ok=True)
-                    file.write_text(json.dumps(results, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+                    _write(file, results)
                     print(f"{operator} ({problem}): {key}: {best}", flush=True)
+    torch.set_float32_matmul_precision(precision)
     configurations.forget()
+
+
+def _write(file: Path, results: dict[str, Any]) -> None:
+    """Write the results; whoever reads meanwhile finds the old ones or the new ones, whole."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = file.with_suffix(f".{os.getpid()}")
+    unfinished.write_text(json.dumps(results, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+    unfinished.replace(file)
 
 
 def _tuned(step: Step, device: torch.device, known: dict[str, Any]) -> Iterator[tuple[str, Configuration]]:

@@ -72,6 +72,13 @@ def test_a_damaged_table(measured):
         fastest.table()
 
 
+def test_a_table_with_an_unknown_back_end(measured):
+    measured.write_text("9.0 lstm_gates float32 64 cuda,tritn results.json\n")
+    fastest.table.cache_clear()
+    with pytest.raises(ValueError, match=r"line 1 .* must name cuda, triton and eager only, got 'cuda,tritn'"):
+        fastest.table()
+
+
 def test_the_table_of_this_project():
     for row in fastest.table():
         assert row.operator in fastsam.ops.__all__ and set(row.order) <= {"eager", "cuda", "triton"}
@@ -96,6 +103,10 @@ def test_auto_goes_by_the_table(measured, card):
     assert backends.explain("separable_gates", device, torch.float32, 4096)[0] == "triton"
     name, reason = backends.explain("double_attention", device, torch.float32, 4096)
     assert name == "eager" and "triton can be named" in reason and "no measurement of double_attention" in reason
+    measured.write_text("8.6 separable_gates tf32 4096 cuda ampere.json\n")
+    fastest.table.cache_clear()
+    fastest._order.cache_clear()
+    assert backends.explain("separable_gates", device, torch.float32, 4096)[0] == "eager"
     card["triton"] = "no Triton"
     assert backends.explain("separable_gates", device, torch.float32) == (
         "eager",

@@ -56,6 +56,15 @@ def test_equals_the_two_operators(backend_name, sources, keys, bias):
         torch.testing.assert_close(actual, expected, rtol=1e-9, atol=1e-11)
 
 
+@pytest.mark.parametrize("sources", [1, 2])
+def test_equals_the_two_operators_on_triton(sources):
+    values = arguments(sources, 2, True, torch.float32)
+    with fastsam.backend("triton"):
+        actual = results(lambda given: OPERATOR(*given)[:2], values)
+    for mine, expected in zip(actual, results(two_operators, values), strict=True):
+        torch.testing.assert_close(mine, expected, rtol=1e-4, atol=1e-5)
+
+
 @pytest.mark.parametrize(("sources", "keys", "bias"), FORMS)
 def test_opcheck(sources, keys, bias):
     values = leaves(arguments(sources, keys, bias, torch.float32))

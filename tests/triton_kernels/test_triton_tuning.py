@@ -42,7 +42,7 @@ def test_the_first_candidate_is_the_default():
 
 
 def test_problems_are_told_apart_by_powers_of_two():
-    assert configurations.problem("some_kernel", MAP, (5, 16)) == "some_kernel interpreter float32 8-16-64"
+    assert configurations.problem("some_kernel", MAP, (5, 16)) == "some_kernel interpreter float32 5-16-64"
     assert configurations.problem("other", MAP.half(), (1,)) == "other interpreter float16 1-64"
 
 

@@ -89,6 +89,11 @@ def _check(sources: Sequence[Source], value_bias: Tensor, m: Tensor, pointwise: 
     check_separable_gates(z, h, m, None, pointwise, bias)
 
 
+def _of_gates(attention: str, m: Tensor) -> Any:
+    """The gates' implementation beside an attention's back end: cuda has both in one, else each is chosen by itself."""
+    return gates_implementation(attention if attention == "cuda" else backends.choose("separable_gates", m))
+
+
 def _forward(
     backend: str, sources: Sequence[Source], value_bias: Tensor, m: Tensor, pointwise: Tensor, bias: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor, list[Context]]:
@@ -96,7 +101,7 @@ def _forward(
     if backend == "cuda":
         return native.forward_with_gates(sources, value_bias, m, pointwise, bias, save=True)  # type: ignore[return-value]
     z, contexts = implementation(backend).forward(sources, value_bias, save=True)
-    h_hat, m_new = gates_implementation(backend).forward(z, sources[0].x, m, None, pointwise, bias)
+    h_hat, m_new = _of_gates(backend, m).forward(z, sources[0].x, m, None, pointwise, bias)
     return h_hat, m_new, z.contiguous(), contexts
 
 
@@ -111,7 +116,7 @@ def _backward(
     contexts: Sequence[Context],
 ) -> list[Any]:
     """The gradients with respect to m, pointwise, bias, value_bias, and the sources as `flatten` has them."""
-    of_gates = gates_implementation(backend).backward(*upstream, z, sources[0].x, m, None, pointwise, bias)
+    of_gates = _of_gates(backend, m).backward(*upstream, z, sources[0].x, m, None, pointwise, bias)
     dz, dh, dm, _, dpointwise, dbias = of_gates
     maps, weights, dvalue_bias = implementation(backend).backward(dz, sources, contexts)
     maps[0] = maps[0] + dh

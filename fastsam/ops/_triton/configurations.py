@@ -33,7 +33,7 @@ _asked: Asked = {}
 
 def user_file() -> Path:
     """Where the results of tuning on this machine are kept: FASTSAM_CACHE, or .cache/fastsam in the home folder."""
-    folder = os.environ.get("FASTSAM_CACHE") or Path.home() / ".cache" / "fastsam"
+    folder = os.environ.get("FASTSAM_CACHE") or os.path.expanduser("~/.cache/fastsam")
     return Path(folder) / "triton.json"
 
 
@@ -45,7 +45,8 @@ def configuration(
     Args:
         kernel: its name.
         like: a map whose device, dtype and number of positions matter.
-        sizes: further numbers that the speed depends on, such as channels; each counts as the next power of two.
+        sizes: further numbers that the speed depends on, such as channels; from 16 on each counts as the next power of
+            two.
         candidates: those that fit this problem, the safe one first.
     """
     key = problem(kernel, like, sizes)
@@ -56,8 +57,9 @@ def configuration(
 
 
 def problem(kernel: str, like: Tensor, sizes: Sequence[int]) -> str:
-    """The name of a class of problems: kernel, capability, arithmetic, sizes and positions up to powers of two."""
-    numbers = "-".join(str(padded(size, 1)) for size in (*sizes, like.shape[2] * like.shape[3]))
+    """The name of a class of problems: kernel, capability, arithmetic, sizes and positions."""
+    sizes = (*sizes, like.shape[2] * like.shape[3])
+    numbers = "-".join(str(size if size < 16 else padded(size)) for size in sizes)
     return f"{kernel} {_capability(like.device)} {arithmetic(like.dtype)} {numbers}"
 
 
@@ -76,14 +78,14 @@ def _tuned() -> dict[str, Any]:
 
 
 def read(file: Path) -> dict[str, Any]:
-    """The results in a file, {} where there is none.
+    """The results in a file, {} where there is none that can be read.
 
     Raises:
         ValueError: the file does not hold what tuning writes.
     """
     try:
         text = file.read_text(encoding="utf-8")
-    except FileNotFoundError:
+    except OSError:
         return {}
     try:
         results = json.loads(text)

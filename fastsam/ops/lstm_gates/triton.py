@@ -66,6 +66,11 @@ def _moments(terms: Sequence[Term], c: Tensor) -> tuple[Tensor | None, int]:
     return moments, parts
 
 
+def _norms(terms: Sequence[Term]) -> int:
+    """How many of the terms are normalised."""
+    return sum(term.weight is not None for term in terms)
+
+
 def forward(terms: Sequence[Term], c: Tensor, forget_bias: float, eps: float) -> tuple[Tensor, Tensor, Tensor]:
     """h, c_new, and the statistics for `backward`."""
     statistics = new_statistics(c, sum(term.weight is not None for term in terms))
@@ -76,7 +81,7 @@ def forward(terms: Sequence[Term], c: Tensor, forget_bias: float, eps: float) ->
     batch, channels, positions = c.shape[0], c.shape[1], c.shape[2] * c.shape[3]
     moments, parts = _moments(terms, c)
     first, second = (*terms, _NO_TERM)[:2]
-    choice = configuration("lstm_gates_forward", c, (channels,), candidates(channels, positions))
+    choice = configuration("lstm_gates_forward", c, (channels, _norms(terms)), candidates(channels, positions))
     arguments: tuple[Any, ...] = (*first, *second, c, h, c_new, moments, statistics)
     arguments += (*_strides(first.x), *_strides(second.x), *_strides(c))
     arguments += (float(forget_bias), float(eps), positions, batch, parts)
@@ -94,7 +99,7 @@ def backward(
     if c.numel() == 0:
         return [Term(dgates, *map(_zeros_like, norm)) for _, *norm in terms], dc
     batch, channels, positions = c.shape[0], c.shape[1], c.shape[2] * c.shape[3]
-    choice = configuration("lstm_gates_backward", c, (channels,), candidates(channels, positions))
+    choice = configuration("lstm_gates_backward", c, (channels, _norms(terms)), candidates(channels, positions))
     sums = _tiles(choice, channels, positions)
     of_samples, of_rows = _sums(terms, c, sums, batch * ceil_div(positions, choice["POSITION_TILE"]))
     first, second = (*terms, _NO_TERM)[:2]
