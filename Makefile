@@ -31,6 +31,9 @@ $(VENV)/.requirements: requirements.txt
 		echo "$(PYTHON) cannot make virtual environments: install its venv module (python3-venv on Debian)"; exit 1; }
 	$(PYTHON) -m venv --clear $(VENV)
 	$(BIN)/python -m pip install --disable-pip-version-check $(PIP_ARGS) -r requirements.txt
+	@# A PyTorch with CUDA has brought its own Triton; tests run the kernels in the interpreter of this one.
+	@[ "$$(uname)" != Linux ] || $(BIN)/python -c 'import triton' 2>/dev/null || \
+		$(BIN)/python -m pip install --disable-pip-version-check $(PIP_ARGS) triton==3.6.0
 	@touch $@
 
 # pip hides what the build did; the last command shows it.

@@ -40,3 +40,6 @@ def aot_cases() -> Iterator[Case]:
     for keys in (16, None):
         yield from _attention_cases(torch.float32, "ieee", 64, keys, 2)
     yield from _attention_cases(torch.float16, "ieee", 64, 16, 1)
+    for channels in (128, 256):
+        yield from _attention_cases(torch.float32, "tf32", channels, channels, 2)
+        yield from _attention_cases(torch.bfloat16, "ieee", channels, channels, 2)

@@ -20,7 +20,9 @@ from fastsam import backends
 
 pytest.importorskip("triton")
 
-from fastsam.ops._attention import Source, eager, triton_tiles
+from triton.runtime import interpreter
+
+from fastsam.ops._attention import Source, eager, triton_backward, triton_tiles, triton_weights
 from fastsam.ops._attention import triton as attention
 from fastsam.ops._triton.configurations import Configuration, forced
 
@@ -65,14 +67,31 @@ def small_tiles() -> Iterator[None]:
 
     Programs are few all the same: the interpreter takes long for each.
     """
-    with _tiles(32, 16):
+    with _tiles(32, 16, 16):
         yield
 
 
-def _tiles(rows: int, columns: int) -> ExitStack:
-    common = {"CHUNK": 16, "num_warps": 4, "num_stages": 1}
+@pytest.fixture
+def ordered_products(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Add the terms of a product in the order of its depth, as every card does.
+
+    In the interpreter, BLAS has another order for every shape; there dR . x and delta would not cancel.
+    """
+
+    def create_dot(builder: Any, a: Any, b: Any, c: Any, *_: Any) -> Any:
+        total = c.data
+        for k in range(a.data.shape[1]):
+            total = total + a.data[:, k, None] * b.data[None, k, :]
+        return interpreter.TensorHandle(total, c.dtype.scalar)
+
+    monkeypatch.setattr(interpreter.InterpreterBuilder, "create_dot", create_dot)
+
+
+def _tiles(rows: int, columns: int, chunk: int) -> ExitStack:
+    """Tiles of these sizes; `chunk` channels of a weight matrix, and of its gradient, at a time."""
+    common = {"CHUNK": chunk, "num_warps": 4, "num_stages": 1}
     queries = {"BLOCK_QUERIES": rows, "BLOCK_COLUMNS": columns, **common}
-    of_parts = {"SCORE_TILE": 16, "VALUE_TILE": 16, "CHANNEL_TILE": 32, "BLOCK_POSITIONS": 32}
+    of_parts = {"SCORE_TILE": chunk, "VALUE_TILE": chunk, "CHANNEL_TILE": 2 * chunk, "BLOCK_POSITIONS": 32}
     columns_first = {"BLOCK_COLUMNS": rows, "BLOCK_QUERIES": columns, **common, **of_parts}
     stack = ExitStack()
     stack.enter_context(forced("attention_forward", queries))
@@ -112,14 +131,14 @@ def test_shapes(poison, small_tiles, operator, batch, size, channels, keys, out,
 def test_256_channels(poison, keys):
     """Weight matrices in chunks; the key map too where it has more than 32 channels."""
     arguments = cases.self_attention(batch=1, channels=256, size=(5, 4), keys=keys, out=256, dtype=torch.float32)
-    assert_accurate("self_attention", arguments)
+    with _tiles(32, 32, 64):
+        assert_accurate("self_attention", arguments)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
-@pytest.mark.parametrize("keys", [None, 3])
-def test_a_key_map_in_chunks(poison, small_tiles, monkeypatch, keys, dtype):
-    monkeypatch.setattr(triton_tiles, "KEY_BYTES", 16 * 16 * dtype.itemsize)
-    assert_accurate("self_attention", _draws("self_attention", channels=35, size=(5, 9), keys=keys, dtype=dtype))
+def test_a_key_map_in_chunks(poison, small_tiles, monkeypatch):
+    monkeypatch.setattr(triton_tiles, "KEY_BYTES", 16 * 16 * 2)
+    options = {"batch": 1, "channels": 35, "size": (5, 9), "keys": 3, "dtype": torch.bfloat16}
+    assert_accurate("self_attention", _draws("self_attention", **options))
 
 
 @pytest.mark.parametrize("kernel", KERNELS)
@@ -164,14 +183,13 @@ def test_weights_gradients_in_several_parts(poison, small_tiles, monkeypatch, va
     assert_accurate(operator, _draws(operator, batch=3, **{**options, "size": (4, 9), "dtype": torch.float32}))
 
 
-@pytest.mark.parametrize("mean", [3.0, 10.0])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
 @pytest.mark.parametrize("variant", ["self_attention", "double_attention-keys"])
-def test_maps_with_a_mean(small_tiles, variant, dtype, mean):
+def test_maps_with_a_mean(small_tiles, variant, dtype):
     operator, options = cases.VARIANTS[variant]
-    draws = _draws(operator, 4, **{**options, "channels": 12, "size": (6, 7)})
+    draws = _draws(operator, 4, **{**options, "batch": 1, "channels": 12, "size": (6, 7)})
     for index, arguments in enumerate(draws):
-        arguments |= {name: arguments[name] + mean for name in ("h", "m", "x") if name in arguments}
+        arguments |= {name: arguments[name] + 10 for name in ("h", "m", "x") if name in arguments}
         scaled = cases.scale_scores(operator, arguments, 3.0)
         draws[index] = cases.map_tensors(lambda tensor: tensor.to(dtype), scaled)
     assert_accurate(operator, draws)
@@ -179,36 +197,35 @@ def test_maps_with_a_mean(small_tiles, variant, dtype, mean):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
 @pytest.mark.parametrize("variant", ["self_attention-keys", "double_attention"])
-def test_scores_of_a_thousand(poison, small_tiles, variant, dtype):
+def test_scores_of_a_thousand(poison, small_tiles, ordered_products, variant, dtype):
     """Errors over many draws together: of one draw they hang on the rounding of one or two nearly tied scores."""
     operator, options = cases.VARIANTS[variant]
-    draws = _draws(operator, 12, 1e3, **{**options, "batch": 1, "channels": 16, "size": (4, 9), "dtype": dtype})
+    draws = _draws(operator, 8, 1e3, **{**options, "batch": 1, "channels": 16, "size": (4, 9), "dtype": dtype})
     assert_accurate(operator, draws)
 
 
 @EACH_DTYPE
-def test_saturated_rows_leave_no_gradient_of_the_scores(poison, small_tiles, dtype):
-    """Each position takes all of its own softmax: P is one-hot to the last bit, and dR . x - delta cancels.
-
-    In numbers that all sums of are exact, so that their order, which BLAS decides here, does not matter.
-    """
-    x = torch.eye(16, dtype=dtype).view(1, 16, 4, 4)
-    arguments = {"x": x, "score": 1e3 * torch.eye(16), "score_bias": torch.zeros(16), "value": torch.eye(16)}
-    arguments = {name: tensor.to(dtype) for name, tensor in {**arguments, "value_bias": torch.zeros(16)}.items()}
-    result = evaluate("self_attention", fastsam.ops.self_attention, arguments, upstream=lambda dz: (8 * dz).round() / 8)
+def test_saturated_rows_leave_no_gradient_of_the_scores(poison, small_tiles, ordered_products, dtype):
+    """Each position takes all of its own softmax: P is one-hot to the last bit, and dR . x - delta cancels."""
+    x = torch.eye(20, dtype=dtype).view(1, 20, 4, 5)
+    arguments = {"x": x, "score": 1e3 * torch.eye(20), "score_bias": torch.zeros(20), "value": torch.eye(20)}
+    arguments = {name: tensor.to(dtype) for name, tensor in {**arguments, "value_bias": torch.zeros(20)}.items()}
+    result = evaluate("self_attention", fastsam.ops.self_attention, arguments)
     (dz,) = checks.upstream_for([x])
-    assert torch.equal(result.outputs["z"], x)
-    assert torch.equal(result.gradients["x"], (8 * dz).round() / 8)
+    torch.testing.assert_close(result.outputs["z"], x, rtol=0, atol=torch.finfo(dtype).eps)
+    assert torch.equal(result.gradients["x"], dz)
     assert not result.gradients["score"].any() and not result.gradients["score_bias"].any()
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
-@EACH_VARIANT
+@pytest.mark.parametrize("variant", ["self_attention", "double_attention-keys"])
 def test_contexts(poison, small_tiles, variant, dtype):
     """r and lse are those of the source less the shift, which is near the mean; more positions than are sampled."""
     operator, options = cases.VARIANTS[variant]
-    arguments = cases.make(operator, **{**options, "size": (9, 17), "batch": 1, "dtype": dtype})
-    sources = _sources(operator, cases.map_tensors(lambda tensor: tensor + 2, arguments))
+    arguments = cases.make(operator, **{**options, "size": (9, 17), "batch": 1})
+    arguments |= {name: arguments[name] + 2 for name in ("h", "m", "x") if name in arguments}
+    arguments = cases.map_tensors(lambda tensor: tensor.to(dtype), cases.scale_scores(operator, arguments, 3.0))
+    sources = _sources(operator, arguments)
     _, contexts = attention.forward(sources, arguments["value_bias"], save=True)
     for source, context in zip(sources, contexts, strict=True):
         assert all(tensor.dtype == torch.float32 and tensor.is_contiguous() for tensor in context)
@@ -224,7 +241,7 @@ def test_contexts(poison, small_tiles, variant, dtype):
 
 
 @pytest.mark.parametrize(("first", "second"), [(eager, attention), (attention, eager)], ids=["from", "to"])
-@EACH_VARIANT
+@pytest.mark.parametrize("variant", ["self_attention-keys", "double_attention"])
 def test_contexts_of_another_back_end(poison, small_tiles, variant, first, second):
     operator, arguments = _arguments(variant, size=(9, 17), batch=1)
     sources, bias = _sources(operator, arguments), arguments["value_bias"]
@@ -266,7 +283,7 @@ def test_nan_spreads_as_in_eager(small_tiles, variant):
 
 
 @pytest.mark.parametrize("value", [float("inf"), -float("inf")])
-@EACH_VARIANT
+@pytest.mark.parametrize("variant", ["self_attention-keys", "double_attention"])
 def test_infinity_spreads_as_in_eager(small_tiles, variant, value):
     for operator, _, arguments in _spoiled(variant, value):
         actual = cases.public(operator)(**arguments)
@@ -348,3 +365,14 @@ def test_windows(small_tiles):
     torch.testing.assert_close(fastsam.ops.self_attention(**arguments, window=(2, 3)).double(), z, rtol=1e-5, atol=1e-6)
     with pytest.raises(ValueError, match=r"window must be the whole map \(4, 6\), got \(2, 3\)"):
         attention.forward(_sources("self_attention", arguments), arguments["value_bias"], save=False, window=(2, 3))
+
+
+def test_batches_of_all_sizes_run_the_same_machine_code():
+    """Numbers that come with the batch are not specialised, or each new batch size would be compiled for."""
+    for kernel, names in (
+        (triton_backward.attention_query_gradients, {"B"}),
+        (triton_backward.attention_column_gradients, {"B", "splits"}),
+        (triton_weights.attention_sum_parts, {"splits", "key_count"}),
+    ):
+        options = getattr(kernel, "kwargs", None) or vars(kernel)  # of an interpreted, of a compiled kernel
+        assert names <= set(kernel.arg_names) and names <= set(options["do_not_specialize"])

@@ -5,6 +5,8 @@ from collections.abc import Iterator
 import pytest
 import torch
 
+pytest.importorskip("triton")
+
 import fastsam
 
 

@@ -8,6 +8,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+pytest.importorskip("triton")
+
 from fastsam import backends, tune
 from fastsam.ops._triton import configurations
 

@@ -1,4 +1,4 @@
-"""The attention operators on the Triton kernels: triton_forward.py and triton_backward.py, tiles in triton_tiles.py."""
+"""The attention operators on the Triton kernels of triton_forward.py and triton_backward.py."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -8,13 +8,10 @@ from torch import Tensor
 
 from fastsam.ops._attention import Context, Source, SourceGradients
 from fastsam.ops._attention import triton_tiles as tiles
-from fastsam.ops._attention.triton_backward import (
-    attention_column_gradients,
-    attention_query_gradients,
-    attention_sum_parts,
-)
+from fastsam.ops._attention.triton_backward import attention_column_gradients, attention_query_gradients
 from fastsam.ops._attention.triton_forward import attention_forward
 from fastsam.ops._attention.triton_tiles import Sizes, strides, whole
+from fastsam.ops._attention.triton_weights import attention_sum_parts
 from fastsam.ops._dispatch import arithmetic
 from fastsam.ops._native import dense, new_map, weights
 from fastsam.ops._triton.configurations import configuration
@@ -53,7 +50,7 @@ def forward(
     choice = configuration("attention_forward", h, sizes.numbers, tiles.forward(sizes))
     grid = (h.shape[0] * ceil_div(positions, choice["BLOCK_QUERIES"]),)
     arguments = [*strides(of_h.x), *strides(of_m.x), *of_h[1:], *of_m[1:], weights(value_bias, h.dtype), z]
-    arguments += [*_tensors_of(contexts), positions]
+    arguments += [*_tensors_of(contexts), positions, len(sources)]
     constants = {**sizes.constants(), **choice, "SAVE": save, "WHOLE": whole(positions, choice)}
     run(attention_forward, grid, h, *arguments, **constants)
     return z, contexts

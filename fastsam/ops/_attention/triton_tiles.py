@@ -1,7 +1,8 @@
 """Sizes of the tiles of the attention's Triton kernels, and what their calls have in common.
 
-The first candidate of each list is within 99 KiB of shared memory, what the smallest card can have, and up to 128
-channels it has no spills on any capability. A warp needs 16 rows to have work of its own in a chain of products, so the
+The first candidate of each list is within 99 KiB of shared memory, what the smallest card can have. Up to 128 channels,
+with keys of 16 or folded ones, it has no spills on whole tiles; with larger key maps some numbers do not find room in
+registers. A warp needs 16 rows to have work of its own in a chain of products, so the
 rows of a program are 16 times its warps, but for products without tensor cores, where a thread has all of the depth of
 its operands in registers.
 """
@@ -47,7 +48,7 @@ class Sizes(NamedTuple):
     @property
     def numbers(self) -> tuple[int, ...]:
         """What decides, next to the kind of arithmetic and the positions, which tiles are the fastest."""
-        return self.C, self.D, self.CZ, self.SOURCES
+        return self.C, self.D, self.CZ, self.SOURCES, int(self.HAS_KEYS)
 
     @property
     def width(self) -> int:
@@ -76,7 +77,7 @@ _Tiles = tuple[int, int, int, int, int]
 
 _FORWARD: dict[tuple[str, int], list[_Tiles]] = {
     ("half", 64): [(64, 64, 64, 4, 1), (128, 64, 64, 8, 1), (64, 32, 64, 4, 1), (32, 64, 64, 2, 1)],
-    ("half", 128): [(64, 16, 64, 4, 1), (64, 64, 64, 4, 1), (64, 32, 64, 4, 1), (128, 64, 64, 8, 1)],
+    ("half", 128): [(128, 32, 32, 8, 1), (64, 16, 16, 4, 1), (64, 32, 64, 4, 1), (128, 64, 64, 8, 1)],
     ("half", 256): [(32, 16, 32, 4, 1), (64, 16, 32, 8, 1)],
     ("tf32", 64): [(64, 32, 32, 4, 1), (64, 64, 64, 4, 1), (128, 32, 32, 8, 1), (32, 32, 32, 2, 1)],
     ("tf32", 128): [(32, 16, 64, 4, 1), (64, 32, 64, 4, 1), (64, 16, 64, 4, 1)],
@@ -88,11 +89,11 @@ _FORWARD: dict[tuple[str, int], list[_Tiles]] = {
 
 _QUERY_GRADIENTS: dict[tuple[str, int], list[_Tiles]] = {
     ("half", 64): [(64, 64, 64, 4, 1), (128, 64, 64, 8, 1), (64, 32, 64, 4, 1), (32, 64, 64, 2, 1)],
-    ("half", 128): [(64, 32, 32, 4, 1), (64, 64, 32, 4, 1), (128, 32, 32, 8, 1)],
+    ("half", 128): [(64, 16, 32, 4, 1), (64, 32, 32, 4, 1), (64, 64, 32, 4, 1)],
     ("half", 256): [(32, 16, 32, 4, 1)],
     ("tf32", 64): [(64, 32, 32, 4, 1), (64, 16, 32, 4, 1), (128, 32, 32, 8, 1), (32, 32, 32, 2, 1)],
     ("tf32", 128): [(32, 16, 64, 4, 1), (64, 16, 32, 4, 1)],
-    ("tf32", 256): [(32, 16, 16, 8, 1)],
+    ("tf32", 256): [(16, 16, 16, 8, 1)],
     ("ieee", 64): [(32, 16, 16, 4, 1), (16, 16, 16, 4, 1)],
     ("ieee", 128): [(16, 16, 16, 8, 1), (16, 16, 16, 4, 1)],
     ("ieee", 256): [(16, 16, 16, 8, 1)],
@@ -100,11 +101,11 @@ _QUERY_GRADIENTS: dict[tuple[str, int], list[_Tiles]] = {
 
 _COLUMN_GRADIENTS: dict[tuple[str, int], list[_Tiles]] = {
     ("half", 64): [(64, 64, 64, 4, 3), (128, 64, 64, 8, 3), (64, 32, 64, 4, 3), (64, 64, 64, 4, 2)],
-    ("half", 128): [(64, 32, 64, 4, 3), (128, 32, 64, 8, 3), (64, 64, 64, 4, 2)],
+    ("half", 128): [(64, 16, 64, 4, 3), (64, 32, 64, 4, 2), (64, 64, 64, 4, 2)],
     ("half", 256): [(64, 16, 32, 4, 2)],
     ("tf32", 64): [(64, 32, 64, 4, 3), (64, 16, 64, 4, 3), (64, 32, 64, 4, 2), (128, 32, 64, 8, 3)],
     ("tf32", 128): [(64, 16, 64, 4, 2), (64, 32, 64, 4, 2)],
-    ("tf32", 256): [(64, 16, 16, 4, 1)],
+    ("tf32", 256): [(16, 16, 16, 4, 1)],
     ("ieee", 64): [(32, 16, 16, 4, 1), (16, 16, 16, 4, 1), (32, 16, 16, 8, 1)],
     ("ieee", 128): [(16, 16, 16, 8, 1), (16, 16, 16, 4, 1)],
     ("ieee", 256): [(16, 16, 16, 8, 1)],
