@@ -183,7 +183,8 @@ def test_wheel_holds_the_package_alone(tree: Tree) -> None:
     names = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
     extension = {name for name in names if name.startswith("fastsam/_native")}
     metadata = {name for name in names if name.startswith(f"fastsam-{__version__}.dist-info/")}
-    expected = {*_python_files(ROOT / "fastsam"), "fastsam/py.typed", "fastsam/_build.json"}
+    data = {"fastsam/py.typed", "fastsam/_build.json", "fastsam/fastest.txt", "fastsam/ops/_triton/tuned.json"}
+    expected = {*_python_files(ROOT / "fastsam"), *data}
     assert len(extension) == 1
     assert names - extension - metadata == expected
     text = (folder / f"fastsam-{__version__}.dist-info/METADATA").read_text()
