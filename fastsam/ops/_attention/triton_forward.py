@@ -122,7 +122,7 @@ def attention_forward(
             r = of_source(source, r_h, r_m, SOURCES) + entry * C * N
             store_map(r, N + zero, tl.trans(averaged), first, N, 0, C, CHANNELS, BLOCK_QUERIES, WHOLE)
             shift = of_source(source, shift_h, shift_m, SOURCES) + entry * C
-            tl.store(shift + channels, mean, mask=(channels < C) & (first == 0))
+            tl.store(shift + channels, mean, mask=channels < tl.where(first == 0, C, 0))
         averaged = rounded(averaged + mean[None, :], h.dtype.element_ty)
         value = of_source(source, value_h, value_m, SOURCES)
         tl.debug_barrier()  # other threads may have stored what is read of z

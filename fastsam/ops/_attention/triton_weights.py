@@ -69,7 +69,7 @@ def score_part(
         bias += tl.sum(dquery.to(tl.float32), 0)
     store_matrix(part, total, row, channel, D, C, TILE, CHANNEL_TILE)
     rows = row + tl.arange(0, TILE)
-    tl.store(part + (D + CZ) * C + rows, bias, mask=(rows < D) & (channel == 0))
+    tl.store(part + (D + CZ) * C + rows, bias, mask=rows < tl.where(channel == 0, D, 0))
 
 
 @triton.jit
@@ -94,7 +94,7 @@ def value_part(
         bias += tl.sum(upstream.to(tl.float32), 1)
     store_matrix(part, total, row, channel, CZ, C, TILE, CHANNEL_TILE)
     rows = row + tl.arange(0, TILE)
-    tl.store(bias_part + rows, bias, mask=(rows < CZ) & (channel == 0) & has_bias)
+    tl.store(bias_part + rows, bias, mask=rows < tl.where((channel == 0) & has_bias, CZ, 0))
 
 
 @triton.jit
