@@ -55,7 +55,12 @@ def test_damaged_idx(tmp_path: Path, content: bytes, message: str, compressed: b
         digits.read_idx(path)
 
 
-@pytest.mark.parametrize("content", [gzip.compress(idx_bytes(9))[:-2000], idx_bytes(9), gzip.compress(b"1" * 99)[:-9]])
+# A name for each: those made of the bytes would hold the time at which they were compressed.
+@pytest.mark.parametrize(
+    "content",
+    [gzip.compress(idx_bytes(9))[:-2000], idx_bytes(9), gzip.compress(b"1" * 99)[:-9]],
+    ids=["cut_images", "not_compressed", "cut_checksum"],
+)
 def test_damaged_gzip(tmp_path: Path, content: bytes):
     path = tmp_path / "images.gz"
     path.write_bytes(content)
