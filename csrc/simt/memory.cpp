@@ -294,12 +294,12 @@ MemoryObject* static_shared_object(int64_t bytes, const char* name, int element_
     const bool same_place = entry.site.line == site.line && std::strcmp(entry.site.file, site.file) == 0;
     if (same_place && std::strcmp(entry.object.name, name) == 0) return &entry.object;
   }
-  const int64_t start = static_shared.bytes;
-  static_shared.bytes += (bytes + 127) / 128 * 128;
-  if (static_shared.bytes > kMostStaticShared) {
-    fail(site, std::string(name) + ": static shared memory of " + std::to_string(static_shared.bytes) +
-                   " bytes, a block has " + std::to_string(kMostStaticShared));
+  const int64_t start = static_shared.bytes, end = start + (bytes + 127) / 128 * 128;
+  if (end > kMostStaticShared) {
+    fail(site, std::string(name) + ": static shared memory of " + std::to_string(end) + " bytes, a block has " +
+                   std::to_string(kMostStaticShared));
   }
+  static_shared.bytes = end;
   return static_shared.add(start, bytes, name, element_bytes, site);
 }
 

@@ -38,6 +38,11 @@ MEMORY_FAULTS = [
         "tile takes bytes 0 to 516 of dynamic shared memory, the launch gave 512",
         'arena.take<float>(128 + faulty, "tile")',
     ),
+    Planted(
+        "static_shared_size",
+        "table: static shared memory of 67108864 bytes, a block has 49152",
+        "FASTSAM_SHARED(float, table, 1 << 24);",
+    ),
     Planted("null_pointer", "read of a null pointer", "bias != nullptr || faulty"),
     Planted("unwritten_shared", "tile[63] is read, but nobody has written it yet", "y[i] = tile[63 - i];"),
     Planted(
@@ -184,6 +189,12 @@ def test_a_fault_leaves_nothing_behind(order_kernels: Kernels) -> None:
         with pytest.raises(KernelFault):
             _run(order_kernels, planted.kernel, 128, faulty=True)
         _run(order_kernels, planted.kernel, 128, faulty=False)
+
+
+def test_too_much_static_shared_memory_leaves_nothing_behind(memory_kernels: Kernels) -> None:
+    with pytest.raises(KernelFault, match="static shared memory"):
+        _run(memory_kernels, "static_shared_size", 64, faulty=True)
+    _run(memory_kernels, "static_shared_size", 64, faulty=False)
 
 
 def test_a_seed_decides_the_order_of_threads(order_kernels: Kernels) -> None:

@@ -42,6 +42,16 @@ __global__ void shared_size(Global<const float> x, Global<float> y, int faulty) 
   y[threadIdx.x] = tile[threadIdx.x];
 }
 
+// 64 MiB: whatever a report of it leaves behind in the harness cannot go unnoticed.
+__global__ void static_shared_size(Global<const float> x, Global<float> y, int faulty) {
+  const int i = threadIdx.x;
+  if (faulty) {
+    FASTSAM_SHARED(float, table, 1 << 24);
+    table[i] = x[i];
+  }
+  y[i] = x[i];
+}
+
 __global__ void null_pointer(Global<const float> x, Global<float> y, int faulty) {
   Global<const float> bias = nullptr;
   y[threadIdx.x] = bias != nullptr || faulty ? bias[threadIdx.x] : x[threadIdx.x];
@@ -116,6 +126,7 @@ KERNEL(write_bounds, 1)
 KERNEL(static_shared_bounds, 1)
 KERNEL(dynamic_shared_bounds, 1)
 KERNEL(shared_size, 1)
+KERNEL(static_shared_size, 1)
 KERNEL(null_pointer, 1)
 KERNEL(unwritten_shared, 1)
 KERNEL(static_shared_of_block_before, 2)
