@@ -35,6 +35,8 @@ class Fields {
   void read_one(int& value) { value = next().cast<int>(); }
   void read_one(float& value) { value = static_cast<float>(next().cast<double>()); }
   void read_one(double& value) { value = next().cast<double>(); }
+  void read_one(Update& value) { value = static_cast<Update>(next().cast<int64_t>()); }
+  void read_one(Form& value) { value = static_cast<Form>(next().cast<int64_t>()); }
 
   template <class T>
   void read_one(T*& address) {
@@ -113,9 +115,9 @@ void read_call(Fields& fields, SeparableGatesBackward<S, W>& call) {
 
 template <class Call>
 void read_lstm_inputs(Fields& fields, Call& call) {
-  fields.read(call.batch, call.channels, call.positions, call.weights_have_positions);
+  fields.read(call.batch, call.channels, call.positions, call.weights_have_positions, call.update, call.form);
   for (auto& term : call.terms) fields.read(term.x, term.weight, term.bias);
-  fields.read(call.c, call.forget_bias);
+  fields.read(call.c, call.constant);
 }
 
 template <class S, class W>

@@ -34,7 +34,7 @@ class _Served(NamedTuple):
     dtypes: tuple[torch.dtype, ...]
 
 
-_OPERATORS = ("double_attention", "self_attention", "separable_gates", "lstm_gates")
+_OPERATORS = ("double_attention", "self_attention", "separable_gates", "lstm_gates", "memory_gates", "norm_gate")
 
 _SERVED = {
     "cpu": _Served(_OPERATORS, (torch.float32, torch.float64, torch.bfloat16)),
@@ -100,6 +100,18 @@ def unsupported(operator: str, name: str, device: torch.device, dtype: torch.dty
     """Why the back end `name` cannot serve an operator on tensors of this device and dtype; None where it can."""
     if name == "eager":
         return None
+    if device.type == "cuda" and torch.cuda.is_initialized():
+        return _unsupported_on_card(operator, name, _index(device), dtype)
+    return _unsupported(operator, name, device, dtype)
+
+
+@functools.cache
+def _unsupported_on_card(operator: str, name: str, index: int, dtype: torch.dtype) -> str | None:
+    """`unsupported` where CUDA runs: from then on the answers do not change, and asking the driver takes its time."""
+    return _unsupported(operator, name, torch.device("cuda", index), dtype)
+
+
+def _unsupported(operator: str, name: str, device: torch.device, dtype: torch.dtype) -> str | None:
     reason = _triton_unsupported(device) if name == "triton" else _native_unsupported(name, device)
     if reason is not None:
         return reason

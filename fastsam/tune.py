@@ -1,6 +1,7 @@
 """Measuring the tile sizes of the Triton kernels: `python -m fastsam tune`."""
 
 import argparse
+import itertools
 import json
 import os
 import statistics
@@ -15,7 +16,7 @@ from torch import Tensor
 from fastsam import backends, ops
 from fastsam.modules import SAM, SelfAttention
 from fastsam.ops._triton import configurations
-from fastsam.ops._triton.configurations import Configuration
+from fastsam.ops._triton.configurations import Asked, Configuration, DoesNotFitError
 
 DTYPES = {"float32": torch.float32, "tf32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 WORTHWHILE = 0.98
@@ -24,6 +25,7 @@ WORTHWHILE = 0.98
 ROUNDS = 5
 
 Step = Callable[[], None]
+Launch = Callable[[Configuration], Any]
 
 
 class Problem(NamedTuple):
@@ -40,22 +42,39 @@ class Problem(NamedTuple):
         return f"{self.kind}, {self.channels} channels, {self.size}x{self.size}"
 
 
+class Best(NamedTuple):
+    """A kernel's best configuration, and the seconds of its launch with that and with the default one."""
+
+    configuration: Configuration
+    seconds: float
+    default_seconds: float
+
+
 def tune(problems: Sequence[Problem], file: Path, device: torch.device, *, again: bool = False) -> None:
-    """Time forward and backward of every operator with each candidate of each kernel, and write the best to the file.
+    """Time every kernel of every operator with each of its candidates, and write the best ones to the file.
 
     The file is written after every kernel, and what is in it already is not measured again unless `again`.
     """
     results = {} if again else configurations.read(file)
-    precision = torch.get_float32_matmul_precision()
-    with backends.backend("triton"):
-        for problem in problems:
-            for operator, step in steps(problem, device):
-                for key, best in _tuned(step, device, results):
-                    results[key] = best
+    precision, start = torch.get_float32_matmul_precision(), time.perf_counter()
+    calls = list(itertools.product(problems, OPERATORS))
+    try:
+        with backends.backend("triton"):
+            for number, (problem, operator) in enumerate(calls, 1):
+                elapsed = time.perf_counter() - start
+                print(f"[{number}/{len(calls)}, {elapsed:.0f} s] {operator} ({problem})", flush=True)
+                for kernel, key, best in _tuned(step_of(operator, problem, device), device, results):
+                    results[key] = best.configuration
                     _write(file, results)
-                    print(f"{operator} ({problem}): {key}: {best}", flush=True)
-    torch.set_float32_matmul_precision(precision)
-    configurations.forget()
+                    print(f"  {kernel}: {_in_words(best)}", flush=True)
+    finally:
+        torch.set_float32_matmul_precision(precision)
+        configurations.forget()
+
+
+def _in_words(best: Best) -> str:
+    tiles = ", ".join(f"{name}={size}" for name, size in best.configuration.items())
+    return f"{1e6 * best.seconds:.1f} us, {best.default_seconds / best.seconds:.2f} times the default's speed, {tiles}"
 
 
 def _write(file: Path, results: dict[str, Any]) -> None:
@@ -66,40 +85,55 @@ def _write(file: Path, results: dict[str, Any]) -> None:
     unfinished.replace(file)
 
 
-def _tuned(step: Step, device: torch.device, known: dict[str, Any]) -> Iterator[tuple[str, Configuration]]:
-    """The best configuration of each kernel that the step runs, by its key in the results."""
+def _tuned(step: Step, device: torch.device, known: dict[str, Any]) -> Iterator[tuple[str, str, Best]]:
+    """The kernels that the step runs, their keys in the results, and the best configurations."""
     with configurations.recorded() as asked:
-        step()
-    for kernel, (key, candidates) in asked.items():
-        if key in known or len(candidates) == 1:
+        try:
+            step()
+        except DoesNotFitError as error:
+            print(f"  {error}", flush=True)
+    for kernel, of in asked.items():
+        if of.problem in known or len(of.candidates) == 1:
             continue
-        yield key, fastest(kernel, candidates, step, device)
+        best = fastest(kernel, of.candidates, _launch_of(kernel, of, step), device)
+        if best is not None:
+            yield kernel, of.problem, best
 
 
-def fastest(kernel: str, candidates: Sequence[Configuration], step: Step, device: torch.device) -> Configuration:
-    """The candidate with the shortest median time of the step; the first where no other is clearly better."""
-    usable = [candidate for candidate in candidates if _runs(kernel, candidate, step)]
+def _launch_of(kernel: str, asked: Asked, step: Step) -> Launch:
+    """What runs the kernel with a configuration: its launch where that can be had alone, else the step."""
+
+    def run_step(candidate: Configuration) -> None:
+        with configurations.forced(kernel, candidate):
+            step()
+
+    return asked.launch or run_step
+
+
+def fastest(kernel: str, candidates: Sequence[Configuration], launch: Launch, device: torch.device) -> Best | None:
+    """The candidate with the shortest median time; the first where no other is clearly better, None where none runs."""
+    usable = [candidate for candidate in candidates if _runs(kernel, candidate, launch)]
     if not usable:
-        raise RuntimeError(f"fastsam: none of the tile sizes of the Triton kernel {kernel} runs on {device}")
+        return None
     laps: list[list[float]] = [[] for _ in usable]
     for _ in range(ROUNDS):
         for candidate, taken in zip(usable, laps, strict=True):
-            with configurations.forced(kernel, candidate):
-                taken.append(_time(step, device))
+            taken.append(_time(lambda candidate=candidate: launch(candidate), device))  # type: ignore[misc]
     medians = [statistics.median(taken) for taken in laps]
     best = min(range(len(usable)), key=medians.__getitem__)
-    return usable[best] if medians[best] <= WORTHWHILE * medians[0] else usable[0]
+    best = best if medians[best] <= WORTHWHILE * medians[0] else 0
+    return Best(usable[best], medians[best], medians[0])
 
 
-def _runs(kernel: str, candidate: Configuration, step: Step) -> bool:
-    """Whether the card has the registers and the shared memory; compiles, too."""
-    from triton.runtime.errors import OutOfResources
+def _runs(kernel: str, candidate: Configuration, launch: Launch) -> bool:
+    """Whether the kernel compiles, and the card has the registers and the shared memory."""
+    from triton.compiler.errors import CompilationError
+    from triton.runtime.errors import OutOfResources, PTXASError
 
     try:
-        with configurations.forced(kernel, candidate):
-            step()
-    except OutOfResources as error:
-        print(f"{kernel}: {candidate} does not run here: {error}", flush=True)
+        launch(candidate)
+    except (OutOfResources, PTXASError, CompilationError) as error:
+        print(f"  {kernel}: {candidate} does not run here: {type(error).__name__}: {error}", flush=True)
         return False
     return True
 
@@ -116,24 +150,86 @@ def _time(step: Step, device: torch.device) -> float:
     return milliseconds / 1000
 
 
-def steps(problem: Problem, device: torch.device) -> Iterator[tuple[str, Step]]:
-    """Forward and backward of what calls the operators, by its name."""
+class _Draw:
+    """Random tensors for a problem."""
+
+    def __init__(self, problem: Problem, device: torch.device) -> None:
+        self.problem = problem
+        self.placement: dict[str, Any] = {"device": device, "dtype": DTYPES[problem.kind]}
+
+    def map(self, channels: int) -> Tensor:
+        """A map that gets a gradient."""
+        size = self.problem.size
+        return torch.randn(self.problem.batch, channels, size, size, requires_grad=True, **self.placement)
+
+    def norm(self, rows: int) -> tuple[Tensor, Tensor]:
+        """Weight and bias of a norm."""
+        return torch.randn(rows, **self.placement), torch.randn(rows, **self.placement)
+
+
+def _operands(weights: Any) -> dict[str, Any]:
+    """A module's folded weights, each of which gets a gradient."""
+    named = weights._asdict().items()
+    return {name: weight.detach().requires_grad_() for name, weight in named if weight is not None}
+
+
+def _double_attention(draw: _Draw) -> Step:
+    of = draw.problem
+    operands = _operands(SAM(of.channels, of.attention_channels, of.kernel_size, **draw.placement).fold())
+    return _step(lambda h, m: ops.double_attention(h, m, **operands), draw.map(of.channels), draw.map(of.channels))
+
+
+def _self_attention(draw: _Draw) -> Step:
+    of = draw.problem
+    operands = _operands(SelfAttention(of.channels, of.attention_channels, **draw.placement).fold())
+    return _step(lambda x: ops.self_attention(x, **operands), draw.map(of.channels))
+
+
+def _separable_gates(draw: _Draw) -> Step:
+    of = draw.problem
+    sam = SAM(of.channels, of.attention_channels, of.kernel_size, **draw.placement)
+    weights = (sam.depthwise.weight, sam.pointwise.weight, sam.pointwise.bias)
+    maps = [draw.map(of.channels) for _ in range(3)]
+    return _step(lambda z, h, m: ops.separable_gates(z, h, m, *weights), *maps)
+
+
+def _gates(operator: Callable[..., Any], count: int, normalised: bool) -> Callable[[_Draw], Step]:
+    """A step of lstm_gates or memory_gates, `count` gates in two summands."""
+
+    def make(draw: _Draw) -> Step:
+        channels, norms = draw.problem.channels, {}
+        if normalised:
+            rows = {"norm": count * channels, "recurrent_norm": count * channels, "state_norm": channels}
+            norms = {name: draw.norm(size) for name, size in rows.items()}
+        maps = [draw.map(count * channels), draw.map(channels), draw.map(count * channels)]
+        return _step(lambda gates, state, recurrent: operator(gates, state, recurrent=recurrent, **norms), *maps)
+
+    return make
+
+
+def _norm_gate(draw: _Draw) -> Step:
+    channels = draw.problem.channels
+    norm = draw.norm(channels)
+    return _step(lambda x, y: ops.norm_gate(x, y, norm=norm), draw.map(channels), draw.map(channels))
+
+
+OPERATORS: dict[str, Callable[[_Draw], Step]] = {
+    "double_attention": _double_attention,
+    "self_attention": _self_attention,
+    "separable_gates": _separable_gates,
+    "lstm_gates": _gates(ops.lstm_gates, 4, False),
+    "lstm_gates with norms": _gates(ops.lstm_gates, 4, True),
+    "memory_gates": _gates(ops.memory_gates, 3, False),
+    "memory_gates with norms": _gates(ops.memory_gates, 3, True),
+    "norm_gate": _norm_gate,
+}
+
+
+def step_of(operator: str, problem: Problem, device: torch.device) -> Step:
+    """Forward and backward of an operator, by its name in OPERATORS."""
     torch.set_float32_matmul_precision("high" if problem.kind == "tf32" else "highest")
     torch.manual_seed(0)
-    channels = problem.channels
-    placement: dict[str, Any] = {"device": device, "dtype": DTYPES[problem.kind]}
-
-    def draw(count: int) -> Tensor:
-        return torch.randn(problem.batch, count, problem.size, problem.size, requires_grad=True, **placement)
-
-    sam = SAM(channels, problem.attention_channels, problem.kernel_size, **placement)
-    yield "SAM", _step(sam, draw(channels), draw(channels))
-    yield "SelfAttention", _step(SelfAttention(channels, problem.attention_channels, **placement), draw(channels))
-    weights = [torch.randn(4 * channels, **placement) for _ in range(4)]
-    norms: dict[str, Any] = {"norm": (weights[0], weights[1]), "recurrent_norm": (weights[2], weights[3])}
-    gates = [draw(4 * channels), draw(channels), draw(4 * channels)]
-    yield "lstm_gates", _step(lambda x, c, recurrent: ops.lstm_gates(x, c, recurrent=recurrent, **norms), *gates)
-    yield "lstm_gates without norms", _step(lambda x, c, recurrent: ops.lstm_gates(x, c, recurrent=recurrent), *gates)
+    return OPERATORS[operator](_Draw(problem, device))
 
 
 def _step(function: Callable[..., Any], *inputs: Tensor) -> Step:
@@ -161,9 +257,6 @@ def main(arguments: Sequence[str]) -> None:
     reason = backends.unsupported("double_attention", "triton", device, torch.float32)
     if reason is not None:
         parser.error(f"the back end triton does not run here: {reason}")
-    problems = [Problem(*of) for of in _product(options.dtypes, options.sizes, options.channels)]
+    order = itertools.product(options.channels, options.dtypes, options.sizes)
+    problems = [Problem(kind, size, channels) for channels, kind, size in order]
     tune(problems, options.file or configurations.user_file(), device, again=options.again)
-
-
-def _product(kinds: Sequence[str], sizes: Sequence[int], channels: Sequence[int]) -> Iterator[tuple[str, int, int]]:
-    return ((kind, size, count) for count in channels for kind in kinds for size in sizes)

@@ -77,15 +77,55 @@ def lstm_gates(
     recurrent: Tensor | None = None,
     norm: tuple[Tensor, Tensor] | None = None,
     recurrent_norm: tuple[Tensor, Tensor] | None = None,
+    state_norm: tuple[Tensor, Tensor] | None = None,
     eps: float = 1e-5,
 ) -> tuple[Tensor, Tensor]:
-    """The cell update of ConvLSTM, eq. 1, with layer norms before the sum: (h, c_new)."""
+    """The cell update of ConvLSTM, eq. 1, with layer norms before the sum and of the new state: (h, c_new)."""
     gates = normalise(gates, norm, eps)
     if recurrent is not None:
         gates = gates + normalise(recurrent, recurrent_norm, eps)
     i, f, g, o = gates.chunk(4, dim=1)
     c_new = torch.sigmoid(f + forget_bias) * c + torch.sigmoid(i) * torch.tanh(g)
+    c_new = normalise(c_new, state_norm, eps)
     return torch.sigmoid(o) * torch.tanh(c_new), c_new
+
+
+def memory_gates(
+    gates: Tensor,
+    m: Tensor,
+    *,
+    recurrent: Tensor | None = None,
+    norm: tuple[Tensor, Tensor] | None = None,
+    recurrent_norm: tuple[Tensor, Tensor] | None = None,
+    state_norm: tuple[Tensor, Tensor] | None = None,
+    eps: float = 1e-5,
+) -> tuple[Tensor, Tensor]:
+    """Memory updating and output, eq. 8-9, with layer norms before the sum and of the new memory: (h_hat, m_new)."""
+    gates = normalise(gates, norm, eps)
+    if recurrent is not None:
+        gates = gates + normalise(recurrent, recurrent_norm, eps)
+    i, g, o = gates.chunk(3, dim=1)
+    m_new = (1 - torch.sigmoid(i)) * m + torch.sigmoid(i) * torch.tanh(g)
+    m_new = normalise(m_new, state_norm, eps)
+    return torch.sigmoid(o) * m_new, m_new
+
+
+def norm_gate(
+    x: Tensor,
+    y: Tensor,
+    activation: str = "sigmoid",
+    *,
+    norm: tuple[Tensor, Tensor] | None = None,
+    scale: float = 1.0,
+    eps: float = 1e-5,
+) -> Tensor:
+    """scale activation(N(x)) y."""
+    gate = normalise(x, norm, eps)
+    if activation == "sigmoid":
+        gate = torch.sigmoid(gate)
+    if activation == "tanh":
+        gate = torch.tanh(gate)
+    return scale * gate * y
 
 
 def normalise(x: Tensor, norm: tuple[Tensor, Tensor] | None, eps: float) -> Tensor:
@@ -94,7 +134,7 @@ def normalise(x: Tensor, norm: tuple[Tensor, Tensor] | None, eps: float) -> Tens
         return x
     weight, bias = norm
     if weight.ndim == 1:
-        return F.group_norm(x, 1, weight, bias, eps)
+        return torch.group_norm(x, 1, weight, bias, eps)  # F.group_norm refuses a map of one number
     return F.layer_norm(x, x.shape[1:], weight, bias, eps)
 
 

@@ -1,6 +1,7 @@
 """Choosing the implementation: by default, by `with fastsam.backend(...)`, by FASTSAM_BACKEND."""
 
 import contextlib
+import functools
 import importlib
 import os
 import re
@@ -32,6 +33,8 @@ CALLS = {
                                                       x.new_ones(3)),
     "separable_gates": lambda x, c: ops.separable_gates(None, c, c, None, x.new_ones(9, 3, 1, 1), None),
     "lstm_gates": lambda x, c: ops.lstm_gates(x, c),
+    "memory_gates": lambda x, c: ops.memory_gates(x[:, :9], c),
+    "norm_gate": lambda x, c: ops.norm_gate(x[:, :3], c),
 }  # fmt: skip
 
 
@@ -141,6 +144,7 @@ def test_what_triton_serves(monkeypatch):
 
     assert "these tensors are torch.float64" in reason("cpu", torch.float64)
     assert "these are on meta" in reason("meta", torch.float32)
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: False)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert reason("cuda:0", torch.float32) == "PyTorch sees no CUDA device"
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
@@ -155,6 +159,7 @@ def test_what_cuda_needs(monkeypatch):
     native = SimpleNamespace(cuda=SimpleNamespace(code_capability=lambda: 0, compiled_architectures=lambda: "860"))
     monkeypatch.setattr(backends, "_native", native)
     monkeypatch.setattr(backends, "cuda_code", backends.cuda_code.__wrapped__)
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: False)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda index: (7, 5))
     monkeypatch.setattr(torch.cuda, "device", lambda index: contextlib.nullcontext())
@@ -163,6 +168,21 @@ def test_what_cuda_needs(monkeypatch):
     native.cuda.code_capability = lambda: 75
     assert backends.unsupported("lstm_gates", "cuda", torch.device("cuda", 0), torch.float32) is None
     assert backends.cuda_code(0) == (75, None)
+
+
+def test_a_card_is_asked_once(monkeypatch):
+    """While CUDA runs, what a card can do does not change."""
+    asked = []
+    monkeypatch.setattr(backends, "_unsupported_on_card", functools.cache(backends._unsupported_on_card.__wrapped__))
+    monkeypatch.setattr(backends, "_unsupported", lambda *call: asked.append(call) or call[1])
+    for initialized, calls in ((False, 2), (True, 3)):
+        monkeypatch.setattr(torch.cuda, "is_initialized", lambda initialized=initialized: initialized)
+        for _ in range(2):
+            assert backends.unsupported("lstm_gates", "cuda", torch.device("cuda", 1), torch.float32) == "cuda"
+        assert len(asked) == calls
+    assert backends.unsupported("lstm_gates", "triton", torch.device("cuda", 1), torch.float32) == "triton"
+    assert backends.unsupported("lstm_gates", "cpu", torch.device("cpu"), torch.float32) == "cpu"
+    assert asked[-1] == ("lstm_gates", "cpu", torch.device("cpu"), torch.float32)
 
 
 def test_triton_is_not_imported_before_it_is_asked_for():
@@ -241,13 +261,15 @@ def test_every_instruction_set(isa):
 _AGREES = """
 import torch
 sam = fastsam.SAM(13, 4, dtype=torch.float64)
+cell = fastsam.modules.CMSLSTMCell(13, 13, scales=(1,), dtype=torch.float64)
+both = torch.nn.ModuleList([sam, cell])
 h = torch.randn(2, 13, 7, 9, dtype=torch.float64)
 def run(name):
     with fastsam.backend(name):
-        sam.zero_grad()
-        outputs = sam(*sam(h, h))
+        both.zero_grad()
+        outputs = [*sam(*sam(h, h)), *cell(h, (h, h))[1]]
         sum(output.square().sum() for output in outputs).backward()
-    return [*outputs, *(parameter.grad for parameter in sam.parameters())]
+    return [*outputs, *(parameter.grad for parameter in both.parameters())]
 for left, right in zip(run("cpu"), run("eager")):
     torch.testing.assert_close(left, right, rtol=1e-9, atol=1e-9)
 print(fastsam.backends.native_module().cpu_isa(), "agrees")

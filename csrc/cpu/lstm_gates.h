@@ -1,7 +1,8 @@
-// What the two passes of the LSTM gates share: their terms, normalised or not, and the activations. Equations:
-// fastsam/ops/lstm_gates/eager.py. Bound by memory: activations are recomputed, normalised maps are never stored.
+// What the two passes of lstm_gates, memory_gates and norm_gate share: their terms, normalised or not. Equations:
+// fastsam/ops/_gates/update.py. Bound by memory: activations are recomputed, normalised maps are never stored.
 #pragma once
 
+#include "lstm_updates.h"
 #include "tile.h"
 
 // Inlines whatever the function calls: calls in a loop over vectors keep the constants out of the registers.
@@ -17,9 +18,10 @@ namespace FASTSAM_ISA {
 // How the weights of the normalised terms lie: there is none, one a channel, or one a channel and position.
 enum class NormWeights { kNone, kChannel, kPosition };
 
-// A position costs about this many multiply-adds: five exponentials with their divisions, and its memory; and this many
-// more for each normalised term.
-constexpr int64_t kWork = 50, kNormWork = 25;
+// A position costs about this many multiply-adds, exponentials with their divisions and its memory; and this many more
+// for each normalised term.
+constexpr int64_t work_of(Update update) { return 10 * gates_of(update) + 10; }
+constexpr int64_t norm_work_of(Update update) { return 6 * gates_of(update); }
 
 template <class Call>
 inline NormWeights norm_weights(const Call& call) {
@@ -29,8 +31,8 @@ inline NormWeights norm_weights(const Call& call) {
 
 template <class Call>
 inline int lstm_threads(const Call& call, int threads) {
-  int64_t work = kWork;
-  for (const auto& term : call.terms) work += term.weight == nullptr ? 0 : kNormWork;
+  int64_t work = work_of(call.update);
+  for (const auto& term : call.terms) work += term.weight == nullptr ? 0 : norm_work_of(call.update);
   return useful_threads(threads, call.batch * call.channels * call.positions * work);
 }
 
@@ -49,10 +51,11 @@ inline void for_each_vector(int64_t positions, Step step) {
   if (position < positions) step(position, positions - position);
 }
 
-// The terms at the four gates of one channel of one sample.
-template <class S, NormWeights weights>
+// The terms at the gates of one channel of one sample.
+template <class S, Update update, NormWeights weights>
 class Gates {
   using T = Compute<S>;
+  static constexpr int kGates = gates_of(update);
 
  public:
   template <class Call>
@@ -94,7 +97,7 @@ class Gates {
 
  private:
   void scale_and_shift(int term) {
-    for (int gate = 0; gate < 4; ++gate) {
+    for (int gate = 0; gate < kGates; ++gate) {
       const T scale = rstd_[term] * weight_[term][gate * weight_gate_];
       scale_[term][gate] = broadcast(scale);
       const double shift = bias_[term][gate * weight_gate_] - static_cast<double>(mean_[term]) * scale;
@@ -116,21 +119,8 @@ class Gates {
   const T *weight_[kLstmTerms], *bias_[kLstmTerms];
   int64_t weight_gate_;
   T mean_[kLstmTerms], rstd_[kLstmTerms];
-  Vec<T> scale_[kLstmTerms][4], shift_[kLstmTerms][4];
+  Vec<T> scale_[kLstmTerms][kGates], shift_[kLstmTerms][kGates];
 };
-
-template <class T>
-struct Activations {
-  Vec<T> i, f, g, o;
-};
-
-template <class S, NormWeights weights>
-inline Activations<Compute<S>> activate(const Gates<S, weights>& gates, Vec<Compute<S>> forget_bias, int64_t at,
-                                        int64_t count) {
-  using T = Compute<S>;
-  return {sigmoid<T>(gates.load(0, at, count)), sigmoid<T>(gates.load(1, at, count) + forget_bias),
-          tanh<T>(gates.load(2, at, count)), sigmoid<T>(gates.load(3, at, count))};
-}
 
 }  // namespace FASTSAM_ISA
 }  // namespace fastsam

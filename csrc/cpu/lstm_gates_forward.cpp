@@ -1,5 +1,5 @@
-// c_new = sigmoid(f + forget_bias) c + sigmoid(i) tanh(g), h = sigmoid(o) tanh(c_new), where i, f, g and o are sums of
-// terms that may be normalised. Three stages of independent tasks, for a few samples at a time:
+// The forward pass of lstm_gates, memory_gates and norm_gate: h and c_new from gates that are sums of terms, each
+// normalised or not. Three stages of independent tasks, for a few samples at a time:
 //   1. channels of the terms: their moments;
 //   2. terms: mean and 1 / sqrt(variance + eps) of the sample;
 //   3. channels of the state: h and c_new.
@@ -84,24 +84,27 @@ void sample_statistics(const Moments* channels, int64_t count, int64_t positions
   statistics[1] = static_cast<T>(1 / std::sqrt(squares / (count * positions) + eps));
 }
 
-template <class S, NormWeights weights>
+template <class S, Update update, NormWeights weights>
 FASTSAM_FLATTEN void update_channel(const LstmGatesForward<S>& call, int64_t batch, int64_t channel) {
   using T = Compute<S>;
-  const Gates<S, weights> gates(call, batch, channel);
-  const Vec<T> forget_bias = broadcast(call.forget_bias);
+  const Gates<S, update, weights> gates(call, batch, channel);
+  const Vec<T> constant = broadcast(call.constant);
+  const Form form = call.form;
   const S* c = call.c.data + batch * call.c.stride_batch + channel * call.c.stride_channel;
   const int64_t out = (batch * call.channels + channel) * call.positions;
+  S* h = call.h + out;
+  S* c_new = update == Update::kProduct && call.c_new == nullptr ? nullptr : call.c_new + out;
   for_each_vector<T>(call.positions, [&](int64_t at, int64_t count) {
-    const Activations<T> a = activate(gates, forget_bias, at, count);
-    const Vec<T> cell = a.f * load_part(c + at, count) + a.i * a.g;
-    store_part(call.c_new + out + at, count, cell);
-    store_part(call.h + out + at, count, a.o * tanh<T>(cell));
+    const auto a = [&](int gate) { return gates.load(gate, at, count); };
+    const Updated<T> updated = UpdateOf<T, update>::forward(a, load_part(c + at, count), form, constant);
+    if (update != Update::kProduct || c_new != nullptr) store_part(c_new + at, count, updated.c_new);
+    store_part(h + at, count, updated.h);
   });
 }
 
-template <class S, NormWeights weights>
+template <class S, Update update, NormWeights weights>
 void forward(const LstmGatesForward<S>& call, int threads) {
-  const int64_t channels = call.channels, rows = 4 * channels, positions = call.positions;
+  const int64_t channels = call.channels, rows = gates_of(update) * channels, positions = call.positions;
   threads = lstm_threads(call, threads);
   const int64_t at_once = samples_at_once(call, threads);
   const bool any_norm = weights != NormWeights::kNone;
@@ -128,8 +131,20 @@ void forward(const LstmGatesForward<S>& call, int threads) {
     }
 #pragma omp for schedule(static)
     for (int64_t task = 0; task < samples * channels; ++task) {
-      update_channel<S, weights>(call, first + task / channels, task % channels);
+      update_channel<S, update, weights>(call, first + task / channels, task % channels);
     }
+  }
+}
+
+template <class S, Update update>
+void forward(const LstmGatesForward<S>& call, int threads) {
+  switch (norm_weights(call)) {
+    case NormWeights::kNone:
+      return forward<S, update, NormWeights::kNone>(call, threads);
+    case NormWeights::kChannel:
+      return forward<S, update, NormWeights::kChannel>(call, threads);
+    case NormWeights::kPosition:
+      return forward<S, update, NormWeights::kPosition>(call, threads);
   }
 }
 
@@ -137,13 +152,13 @@ void forward(const LstmGatesForward<S>& call, int threads) {
 
 template <class S>
 void lstm_gates_forward(const LstmGatesForward<S>& call, int threads) {
-  switch (norm_weights(call)) {
-    case NormWeights::kNone:
-      return forward<S, NormWeights::kNone>(call, threads);
-    case NormWeights::kChannel:
-      return forward<S, NormWeights::kChannel>(call, threads);
-    case NormWeights::kPosition:
-      return forward<S, NormWeights::kPosition>(call, threads);
+  switch (call.update) {
+    case Update::kLstm:
+      return forward<S, Update::kLstm>(call, threads);
+    case Update::kMemory:
+      return forward<S, Update::kMemory>(call, threads);
+    case Update::kProduct:
+      return forward<S, Update::kProduct>(call, threads);
   }
 }
 

@@ -5,11 +5,15 @@
 namespace fastsam::cuda {
 namespace {
 
+const char* operator_of(Update update) {
+  return update == Update::kLstm ? "lstm_gates " : update == Update::kMemory ? "memory_gates " : "norm_gate ";
+}
+
 // The operator and its shapes, for error messages.
 template <class Call>
 auto describe(const char* direction, const Call& call) {
   return [direction, &call] {
-    return std::string("lstm_gates ") + direction + " (batch " + std::to_string(call.batch) + ", channels " +
+    return std::string(operator_of(call.update)) + direction + " (batch " + std::to_string(call.batch) + ", channels " +
            std::to_string(call.channels) + ", positions " + std::to_string(call.positions) + ")";
   };
 }

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from fastsam.convert.published import check_arithmetic, published_sam
 from fastsam.modules import _check
 from fastsam.modules._projections import _at, _attention_rows, _autocast_off, _bias, _fold_scores, _fold_values, _matrix
-from fastsam.ops import self_attention, separable_gates
+from fastsam.ops import memory_gates, self_attention, separable_gates
 from fastsam.ops._attention import Source
 from fastsam.ops._attention.gates import aggregate, attention_gates
 
@@ -175,7 +175,7 @@ class SAM(nn.Module):
         value_channels: channels of the values v_h and v_m; None makes them C, as in the paper.
         fusion_channels: channels of Z; None makes them C, as in the paper.
         dense_gates: one dense k x k convolution of [Z; h] to the three gates in the place of the separable one: many
-            times its arithmetic, and left to PyTorch.
+            times its arithmetic.
         scale: factor of the scores; the paper has none.
         bias: whether the convolutions, other than the depthwise one, have biases.
         use_attention: False gates on h alone, Table 1 "w/o SA, w Mem"; there are no attention submodules then, and
@@ -322,7 +322,7 @@ class SAM(nn.Module):
     def _update(self, z: Tensor | None, h: Tensor, m: Tensor) -> tuple[Tensor, Tensor]:
         """Equations 8 and 9."""
         if self.dense_gates:
-            return _dense_gates(self.gates, z, h, m)
+            return memory_gates(self.gates(h if z is None else torch.cat([z, h], dim=1)), m)
         depthwise = None if self.kernel_size is None else self.depthwise.weight
         return separable_gates(z, h, m, depthwise, self.pointwise.weight, self.pointwise.bias)
 
@@ -373,14 +373,6 @@ class SAM(nn.Module):
         _check.tensor("SAM", "m", m, *h.shape)
         _check.same_kind("SAM", "m", m, weight)
         return m
-
-
-def _dense_gates(gates: nn.Conv2d, z: Tensor | None, h: Tensor, m: Tensor) -> tuple[Tensor, Tensor]:
-    """h^ and m' by plain PyTorch: no operator has the blend alone, and the convolution outweighs it by far."""
-    i, g, o = gates(h if z is None else torch.cat([z, h], dim=1)).chunk(3, dim=1)
-    i = i.sigmoid()
-    m = (1 - i) * m + i * g.tanh()
-    return o.sigmoid() * m, m
 
 
 def _attend(x: Tensor, weights: SelfAttentionWeights) -> Tensor:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from fastsam.modules import _check
 from fastsam.modules.attention import AttentionMaps
@@ -20,8 +20,10 @@ from fastsam.modules.cms_blocks import (
     check_map,
     checked_size,
     map_norm,
+    normalised_update,
 )
 from fastsam.modules.forecaster import cell_class, check_options
+from fastsam.ops import lstm_gates
 
 
 class CellWithBlocksWeights(NamedTuple):
@@ -73,8 +75,8 @@ class NormalisedConvLSTMCell(ConvLSTMCell):
     def recur(self, x: Tensor, h: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
         """H_t and C_t from X_t, H_{t-1} and C_{t-1}."""
         check_map("NormalisedConvLSTMCell", x, self.map_size)
-        norms = self.input_norm, self.hidden_norm, self.state_norm
-        return _normalised_gates(self.input_conv(x), self.hidden_conv(h), c, self.forget_bias, *norms)
+        maps, norms = (self.input_conv(x), self.hidden_conv(h)), (self.input_norm, self.hidden_norm)
+        return normalised_update(lstm_gates, maps, norms, c, self.state_norm, self.forget_bias, activation=torch.tanh)
 
 
 class CellWithBlocks(RecurrentCell):
@@ -249,21 +251,3 @@ class TransplantCell(CellWithBlocks):
 
 
 CELLS["cms_lstm"] = CMSLSTMCell
-
-
-def _normalised_gates(
-    gates: Tensor,
-    recurrent: Tensor,
-    c: Tensor,
-    forget_bias: float,
-    input_norm: nn.Module,
-    hidden_norm: nn.Module,
-    state_norm: nn.Module,
-) -> tuple[Tensor, Tensor]:
-    """H_t and C_t of `NormalisedConvLSTMCell` from its convolutions.
-
-    Plain PyTorch: `fastsam.ops.lstm_gates` has the same gates, but no norm between the cell state and its tanh.
-    """
-    i, f, g, o = (input_norm(gates) + hidden_norm(recurrent)).chunk(4, dim=1)
-    c = state_norm((f + forget_bias).sigmoid() * c + i.sigmoid() * g.tanh())
-    return o.sigmoid() * c.tanh(), c

@@ -4,7 +4,7 @@ Equation, section and figure numbers are that paper's. Where its text and its pu
 followed, because the published parameter count and checkpoints are the code's; the docstrings name the differences.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from fastsam.modules import _check
 from fastsam.modules._projections import _autocast_off, _bias, _fold_scores, _matrix
 from fastsam.modules.attention import SelfAttentionWeights
-from fastsam.ops import self_attention
+from fastsam.modules.cells import _fold_norms, _foldable
+from fastsam.ops import memory_gates, norm_gate, self_attention
 
 
 class ExpressionWeights(NamedTuple):
@@ -219,8 +220,8 @@ class SpatiotemporalExpression(nn.Module):
         weights = _check.folded_weights("SpatiotemporalExpression", weights, ExpressionWeights)
         merged = self.merge_norm(self.merge(self._express(h, c, weights)))
         z = self.fusion(torch.cat(merged.chunk(2, dim=3), dim=1))
-        maps = self.fused_gates(z), self.hidden_gates(h)
-        return _expression_gates(*maps, c, self.fused_norm, self.hidden_norm, self.state_norm)
+        maps, norms = (self.fused_gates(z), self.hidden_gates(h)), (self.fused_norm, self.hidden_norm)
+        return normalised_update(memory_gates, maps, norms, c, self.state_norm)
 
     def _express(self, h: Tensor, c: Tensor, weights: ExpressionWeights) -> Tensor:
         """[Z_1; ...; Z_n], (B, n C, H, 2 W)."""
@@ -295,19 +296,40 @@ def _checked_scales(scales: Any) -> tuple[int, ...]:
     return tuple(_check.positive_int(name, f"scales[{index}]", scale) for index, scale in enumerate(scales))
 
 
-# The two steps below are plain PyTorch: no operator of fastsam.ops has a norm before a lone gate or after the state.
-
-
-def _context_gate(x: Tensor, norm: nn.Module, gated: Tensor) -> Tensor:
-    """A half-step of CE: 2 sigmoid(N(x)) gated."""
-    return 2 * norm(x).sigmoid() * gated
-
-
-def _expression_gates(
-    fused: Tensor, hidden: Tensor, c: Tensor, fused_norm: nn.Module, hidden_norm: nn.Module, state_norm: nn.Module
+def normalised_update(
+    operator: Callable[..., tuple[Tensor, Tensor]],
+    maps: Sequence[Tensor],
+    norms: Sequence[nn.Module],
+    c: Tensor,
+    state_norm: nn.Module,
+    *constants: float,
+    activation: Callable[[Tensor], Tensor] = lambda c: c,
 ) -> tuple[Tensor, Tensor]:
-    """The update of SE from its two convolutions: h^ and c^."""
-    i, g, o = (fused_norm(fused) + hidden_norm(hidden)).chunk(3, dim=1)
-    i = i.sigmoid()
-    c = state_norm((1 - i) * c + i * g.tanh())
-    return o.sigmoid() * c, c
+    """The output and the normalised new state of `lstm_gates` or `memory_gates`.
+
+    The operator does the work of all norms, where it serves them. Others that somebody put in their place are called.
+
+    Args:
+        operator: `lstm_gates` or `memory_gates`.
+        maps: the two summands of the gates.
+        norms: of the maps.
+        c: the state before.
+        state_norm: of the new state.
+        constants: further arguments of the operator.
+        activation: what the output gate multiplies is this of the new state.
+    """
+    eps = getattr(state_norm, "eps", None)
+    if _foldable(state_norm, c) and all(getattr(norm, "eps", eps) == eps for norm in norms):
+        (gates, recurrent), options = _fold_norms(norms, maps)
+        options |= {"state_norm": (state_norm.weight, state_norm.bias), "eps": eps}
+        return operator(gates, c, *constants, recurrent=recurrent, **options)
+    gates = norms[0](maps[0]) + norms[1](maps[1])
+    c = state_norm(operator(gates, c, *constants)[1])
+    return norm_gate(gates[:, -c.shape[1] :], activation(c)), c
+
+
+def _context_gate(x: Tensor, norm: Any, gated: Tensor) -> Tensor:
+    """A half-step of CE: 2 sigmoid(N(x)) gated."""
+    if _foldable(norm, x):
+        return norm_gate(x, gated, norm=(norm.weight, norm.bias), scale=2.0, eps=norm.eps)
+    return norm_gate(norm(x), gated, scale=2.0)

@@ -10,13 +10,15 @@ from torch import Tensor
 
 import fastsam.ops
 
-OPERATORS = ("double_attention", "self_attention", "separable_gates", "lstm_gates")
+OPERATORS = ("double_attention", "self_attention", "separable_gates", "lstm_gates", "memory_gates", "norm_gate")
 ATTENTIONS = ("double_attention", "self_attention")
 OUTPUTS = {
     "double_attention": ("z",),
     "self_attention": ("z",),
     "separable_gates": ("h_hat", "m_new"),
     "lstm_gates": ("h", "c_new"),
+    "memory_gates": ("h_hat", "m_new"),
+    "norm_gate": ("gated",),
 }
 
 Arguments = dict[str, Any]
@@ -39,12 +41,12 @@ def naive(operator: str) -> Callable[..., Any]:
 
 
 def _flat(function: Callable[..., Any]) -> Callable[..., Any]:
-    """`lstm_gates` with the weight and the bias of each norm as arguments, as the registered operator has them."""
-    if function.__name__ != "lstm_gates":
+    """With the weight and the bias of each norm as arguments, as the registered operators have them."""
+    if function.__name__ not in ("lstm_gates", "memory_gates", "norm_gate"):
         return function
 
     def call(*values: Any, **arguments: Any) -> Any:
-        for norm in ("norm", "recurrent_norm"):
+        for norm in ("norm", "recurrent_norm", "state_norm"):
             pair = arguments.pop(f"{norm}_weight", None), arguments.pop(f"{norm}_bias", None)
             if pair[0] is not None or pair[1] is not None:
                 arguments[norm] = pair
@@ -130,21 +132,66 @@ def lstm_gates(
     size: tuple[int, int] = (4, 3),
     *,
     forget_bias: float = 0.75,
-    recurrent: bool = False,
-    norm: str | None = None,
-    recurrent_norm: str | None = None,
     seed: int = 0,
     dtype: torch.dtype = torch.float64,
+    **terms: Any,
 ) -> Arguments:
-    """Arguments with gates of order one; norms have weights for each "channel" or "position", or are None."""
+    """Arguments with gates of order one; terms: see `_add_terms`."""
     draw = _Draw(seed, dtype)
     gates = draw(batch, 4 * channels, *size, scale=2.0)
     arguments = {"gates": gates, "c": draw(batch, channels, *size), "forget_bias": forget_bias}
+    return _add_terms(arguments, draw, 4, **terms)
+
+
+def memory_gates(
+    batch: int = 2,
+    channels: int = 5,
+    size: tuple[int, int] = (4, 3),
+    *,
+    seed: int = 0,
+    dtype: torch.dtype = torch.float64,
+    **terms: Any,
+) -> Arguments:
+    """Arguments with gates of order one; terms: see `_add_terms`."""
+    draw = _Draw(seed, dtype)
+    gates = draw(batch, 3 * channels, *size, scale=2.0)
+    return _add_terms({"gates": gates, "m": draw(batch, channels, *size)}, draw, 3, **terms)
+
+
+def norm_gate(
+    batch: int = 2,
+    channels: int = 5,
+    size: tuple[int, int] = (4, 3),
+    *,
+    norm: str | None = None,
+    seed: int = 0,
+    dtype: torch.dtype = torch.float64,
+    **options: Any,
+) -> Arguments:
+    """Arguments with a gate of order one; options: activation and scale."""
+    draw = _Draw(seed, dtype)
+    arguments = {"x": draw(batch, channels, *size, scale=2.0), "y": draw(batch, channels, *size), **options}
+    return _add_terms(arguments, draw, 1, norm=norm)
+
+
+def _add_terms(
+    arguments: Arguments,
+    draw: _Draw,
+    rows: int,
+    *,
+    recurrent: bool = False,
+    norm: str | None = None,
+    recurrent_norm: str | None = None,
+    state_norm: str | None = None,
+) -> Arguments:
+    """The same with a second term of so many gates, and norms with weights for each "channel" or "position"."""
+    gates, (_, channels, *size) = next(iter(arguments.values())), list(arguments.values())[1].shape
     if recurrent or recurrent_norm is not None:
-        arguments["recurrent"] = draw(batch, 4 * channels, *size)
-    for name, kind in (("norm", norm), ("recurrent_norm", recurrent_norm)):
+        arguments["recurrent"] = draw(*gates.shape)
+    kinds = {"norm": (norm, rows), "recurrent_norm": (recurrent_norm, rows), "state_norm": (state_norm, 1)}
+    for name, (kind, gates_of_norm) in kinds.items():
         if kind is not None:
-            shape = (4 * channels,) if kind == "channel" else (4 * channels, *size)
+            shape = (gates_of_norm * channels, *([] if kind == "channel" else size))
             arguments |= {f"{name}_weight": draw(*shape), f"{name}_bias": draw(*shape)}
     return arguments
 
@@ -168,8 +215,26 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "lstm_gates-recurrent_norm": ("lstm_gates", {"recurrent_norm": "position"}),
     "lstm_gates-norms": ("lstm_gates", {"norm": "channel", "recurrent_norm": "channel"}),
     "lstm_gates-position_norms": ("lstm_gates", {"norm": "position", "recurrent_norm": "position"}),
+    "memory_gates": ("memory_gates", {}),
+    "memory_gates-recurrent": ("memory_gates", {"recurrent": True}),
+    "memory_gates-recurrent_norm": ("memory_gates", {"recurrent_norm": "channel"}),
+    "memory_gates-norms": ("memory_gates", {"norm": "channel", "recurrent_norm": "channel"}),
+    "memory_gates-position_norms": ("memory_gates", {"norm": "position", "recurrent_norm": "position"}),
+    "norm_gate": ("norm_gate", {"activation": "tanh"}),
+    "norm_gate-norm": ("norm_gate", {"norm": "channel", "scale": 2.0}),
+    "norm_gate-position_norm": ("norm_gate", {"norm": "position", "activation": "identity", "scale": -0.5}),
 }
 """Every operator with and without its optional arguments: (operator, options) by a name for the test."""
+
+STATE_NORMS: dict[str, tuple[str, dict[str, Any]]] = {
+    "lstm_gates-state_norm": ("lstm_gates", {"state_norm": "position"}),
+    "lstm_gates-all_norms": ("lstm_gates", {name: "channel" for name in ("norm", "recurrent_norm", "state_norm")}),
+    "memory_gates-state_norm": ("memory_gates", {"recurrent": True, "state_norm": "channel"}),
+    "memory_gates-all_norms": ("memory_gates", {name: "position" for name in ("norm", "recurrent_norm", "state_norm")}),
+}
+"""Those of public functions that are two registered operators."""
+
+PUBLIC_VARIANTS = {**VARIANTS, **STATE_NORMS}
 
 
 def scale_scores(operator: str, arguments: Arguments, largest: float) -> Arguments:

@@ -5,11 +5,11 @@ import pytest
 import torch
 from torch import Tensor
 
-VARIANTS = list(cases.VARIANTS)
+VARIANTS = list(cases.PUBLIC_VARIANTS)
 
 
 def _arguments(variant: str) -> tuple[str, cases.Arguments]:
-    operator, options = cases.VARIANTS[variant]
+    operator, options = cases.PUBLIC_VARIANTS[variant]
     return operator, cases.make(operator, **options)
 
 
@@ -62,7 +62,8 @@ def test_wrong_rank(backend_name, variant):
 def test_wrong_size_of_any_dimension(backend_name, variant):
     """One more or one less than what the other arguments agree on: it, or the first to disagree with it, is named."""
     operator, arguments = _arguments(variant)
-    free = {("x", 0), ("x", 2), ("x", 3)}  # no other argument of self_attention has a batch or positions
+    # No other argument of self_attention than x has a batch or positions.
+    free = {("x", 0), ("x", 2), ("x", 3)} if operator == "self_attention" else set()
     for name in _tensors(arguments):
         for dim in {*range(arguments[name].ndim)} - {dim for free_name, dim in free if free_name == name}:
             for change in (1, -1):
@@ -160,6 +161,14 @@ def test_another_device(backend_name, variant):
         ("lstm_gates-norms", {"norm_weight": (20, 4, 3)}, ["norm[1] ", "(4C, H, W)", "(20,)"]),
         ("lstm_gates-norms", {"recurrent_norm_weight": (20, 4, 3)}, ["recurrent_norm[0] ", "(4C,)", "(20, 4, 3)"]),
         ("lstm_gates-position_norms", {"norm_bias": (20, 3, 4)}, ["norm[1] ", "(20, 4, 3)", "(20, 3, 4)"]),
+        ("lstm_gates-state_norm", {"state_norm_weight": (20,)}, ["state_norm[0] ", "(C,)", "(20,)"]),
+        ("lstm_gates-state_norm", {"state_norm_weight": (5,)}, ["state_norm[1] ", "(C,)", "(5, 4, 3)"]),
+        ("memory_gates", {"gates": (2, 20, 4, 3)}, ["gates ", "(2, 15, 4, 3)", "(2, 20, 4, 3)"]),
+        ("memory_gates-norms", {"recurrent_norm_bias": (20,)}, ["recurrent_norm[1] ", "(15,)", "(20,)"]),
+        ("memory_gates-all_norms", {"state_norm_bias": (5, 3, 4)}, ["state_norm[1] ", "(5, 4, 3)", "(5, 3, 4)"]),
+        ("norm_gate", {"x": (2, 5, 3, 4)}, ["x ", "(2, 5, 4, 3)", "(2, 5, 3, 4)"]),
+        ("norm_gate-norm", {"norm_weight": (5, 12)}, ["norm[0] ", "(C,)", "(C, H, W)", "(5, 12)"]),
+        ("norm_gate-position_norm", {"norm_bias": (5,)}, ["norm[1] ", "(C, H, W)", "(5,)"]),
     ],
 )
 def test_the_message_says_what_would_fit(backend_name, variant, wrong, words):
@@ -177,10 +186,18 @@ def test_one_key_map_alone(backend_name, given, missing):
 
 
 @pytest.mark.parametrize("value", ["1", None, True, torch.tensor(1.0)], ids=["str", "None", "bool", "tensor"])
-def test_forget_bias_is_no_number(backend_name, value):
-    operator, arguments = _arguments("lstm_gates")
-    message = _refused(operator, {**arguments, "forget_bias": value}, TypeError)
-    assert _names(message, "forget_bias") and type(value).__name__ in message
+@pytest.mark.parametrize(("variant", "name"), [("lstm_gates", "forget_bias"), ("norm_gate", "scale")])
+def test_a_constant_is_no_number(backend_name, variant, name, value):
+    operator, arguments = _arguments(variant)
+    message = _refused(operator, {**arguments, name: value}, TypeError)
+    assert _names(message, name) and type(value).__name__ in message
+
+
+@pytest.mark.parametrize(("value", "error"), [("relu", ValueError), ("", ValueError), (None, TypeError)])
+def test_an_activation_that_there_is_not(backend_name, value, error):
+    operator, arguments = _arguments("norm_gate-norm")
+    message = _refused(operator, {**arguments, "activation": value}, error)
+    assert _names(message, "activation") and (repr(value) if error is ValueError else "NoneType") in message
 
 
 @pytest.mark.parametrize(
@@ -190,33 +207,62 @@ def test_forget_bias_is_no_number(backend_name, value):
         ({"weight": 1, "bias": 0}, TypeError, ["a pair (weight, bias) or None", "got dict"]),
         ((torch.ones(20),), ValueError, ["a pair (weight, bias)", "got 1 values"]),
         ((None, None), TypeError, ["norm[0] must be a torch.Tensor", "NoneType"]),
-        ((torch.ones(20).double(), None), TypeError, ["norm[1] must be a torch.Tensor", "(4C,)", "NoneType"]),
     ],
-    ids=["tensor", "dict", "one value", "twice None", "no bias"],
+    ids=["tensor", "dict", "one value", "twice None"],
 )
-@pytest.mark.parametrize("name", ["norm", "recurrent_norm"])
-def test_norm_is_no_pair(backend_name, name, norm, error, words):
-    operator, arguments = _arguments("lstm_gates-recurrent")
+@pytest.mark.parametrize(
+    ("variant", "name"),
+    [
+        ("lstm_gates-recurrent", "norm"),
+        ("lstm_gates-recurrent", "recurrent_norm"),
+        ("lstm_gates", "state_norm"),
+        ("memory_gates-recurrent", "recurrent_norm"),
+        ("memory_gates", "state_norm"),
+        ("norm_gate", "norm"),
+    ],
+)
+def test_norm_is_no_pair(backend_name, variant, name, norm, error, words):
+    operator, arguments = _arguments(variant)
     message = _refused(operator, {**arguments, name: norm}, error)
     assert all(word in message for word in [name, *words]), message
 
 
-def test_recurrent_norm_without_recurrent(backend_name):
-    operator, arguments = _arguments("lstm_gates-recurrent_norm")
+@pytest.mark.parametrize(
+    ("variant", "name", "rows"),
+    [
+        ("lstm_gates-recurrent", "norm", "4C"),
+        ("lstm_gates-recurrent", "recurrent_norm", "4C"),
+        ("memory_gates", "norm", "3C"),
+        ("memory_gates", "state_norm", "C"),
+        ("norm_gate", "norm", "C"),
+    ],
+)
+def test_norm_without_a_bias(backend_name, variant, name, rows):
+    operator, arguments = _arguments(variant)
+    weight = torch.ones({"4C": 20, "3C": 15, "C": 5}[rows], dtype=torch.float64)
+    message = _refused(operator, {**arguments, name: (weight, None)}, TypeError)
+    assert all(word in message for word in (f" {name}[1] must be a torch.Tensor", f"({rows},)", "NoneType")), message
+
+
+@pytest.mark.parametrize("variant", ["lstm_gates-recurrent_norm", "memory_gates-recurrent_norm"])
+def test_recurrent_norm_without_recurrent(backend_name, variant):
+    operator, arguments = _arguments(variant)
     message = _refused(operator, {**arguments, "recurrent": None}, ValueError)
     assert "recurrent_norm" in message and "recurrent, which is None" in message
 
 
 @pytest.mark.parametrize("value", ["1", None, True, torch.tensor(1.0)], ids=["str", "None", "bool", "tensor"])
-def test_eps_is_no_number(backend_name, value):
-    operator, arguments = _arguments("lstm_gates-norms")
+@pytest.mark.parametrize("variant", ["lstm_gates-norms", "memory_gates", "norm_gate-norm"])
+def test_eps_is_no_number(backend_name, variant, value):
+    operator, arguments = _arguments(variant)
     message = _refused(operator, {**arguments, "eps": value}, TypeError)
     assert _names(message, "eps") and type(value).__name__ in message
 
 
 @pytest.mark.parametrize("value", [0, 0.0, -1e-5, float("nan"), float("inf")])
-def test_eps_is_not_positive(backend_name, value):
-    operator, arguments = _arguments("lstm_gates-norms")
+@pytest.mark.parametrize("variant", ["lstm_gates-norms", "memory_gates", "norm_gate-norm"])
+def test_eps_is_not_positive(backend_name, variant, value):
+    operator, arguments = _arguments(variant)
     message = _refused(operator, {**arguments, "eps": value}, ValueError)
     assert _names(message, "eps") and "positive" in message and str(value) in message
 

@@ -23,14 +23,25 @@ SMALL: dict[str, tuple[str, dict[str, Any]]] = {
     "lstm_gates-recurrent_norm": ("lstm_gates", {"channels": 2, "recurrent_norm": "channel"}),
     "lstm_gates-norms": ("lstm_gates", {"channels": 2, "norm": "channel", "recurrent_norm": "channel"}),
     "lstm_gates-position_norms": ("lstm_gates", {"channels": 1, "norm": "position", "recurrent_norm": "position"}),
+    "memory_gates": ("memory_gates", {"channels": 2, "recurrent": True}),
+    "memory_gates-norms": ("memory_gates", {"channels": 2, "norm": "channel", "recurrent_norm": "channel"}),
+    "memory_gates-position_norm": ("memory_gates", {"channels": 2, "norm": "position"}),
+    "norm_gate": ("norm_gate", {"channels": 2, "activation": "tanh"}),
+    "norm_gate-norm": ("norm_gate", {"channels": 2, "norm": "channel", "scale": 2.0}),
+    "norm_gate-position_norm": ("norm_gate", {"channels": 2, "norm": "position", "activation": "identity"}),
 }
+STATE_NORMS: dict[str, tuple[str, dict[str, Any]]] = {
+    "lstm_gates-state_norm": ("lstm_gates", {"channels": 2, "norm": "channel", "state_norm": "channel"}),
+    "memory_gates-state_norm": ("memory_gates", {"channels": 2, "recurrent": True, "state_norm": "position"}),
+}
+PUBLIC = {**SMALL, **STATE_NORMS}
 
 
 def _positional(
     variant: str, function: Callable[[str], Callable[..., Any]], size: tuple[int, int] = (3, 2)
 ) -> tuple[Callable[..., Any], list[Tensor]]:
     """The operator as a function of its tensors alone, and those tensors."""
-    operator, options = SMALL[variant]
+    operator, options = PUBLIC[variant]
     arguments = cases.make(operator, size=size, **options)
     names = [name for name, value in arguments.items() if isinstance(value, Tensor)]
     tensors = [arguments[name].requires_grad_() for name in names]
@@ -41,7 +52,7 @@ def _positional(
     return call, tensors
 
 
-@pytest.mark.parametrize("variant", SMALL)
+@pytest.mark.parametrize("variant", PUBLIC)
 def test_gradient(backend_name, variant):
     assert torch.autograd.gradcheck(*_positional(variant, cases.public))
 
@@ -55,20 +66,20 @@ def test_gradient_of_the_registered_operator(native_backend, variant):
     assert torch.autograd.gradcheck(*_positional(variant, differentiable_outputs))
 
 
-@pytest.mark.parametrize("variant", SMALL)
+@pytest.mark.parametrize("variant", PUBLIC)
 def test_gradient_across_tiles(native_backend, variant):
     """More positions than a tile has, where finite differences along random directions have to do."""
     call, tensors = _positional(variant, cases.public, size=(7, 10))
     assert torch.autograd.gradcheck(call, tensors, fast_mode=True)
 
 
-@pytest.mark.parametrize("variant", SMALL)
+@pytest.mark.parametrize("variant", PUBLIC)
 def test_eager_has_second_derivatives(variant):
     call, tensors = _positional(variant, cases.eager)
     assert torch.autograd.gradgradcheck(call, tensors, fast_mode=True)
 
 
-@pytest.mark.parametrize("variant", SMALL)
+@pytest.mark.parametrize("variant", PUBLIC)
 def test_eager_has_forward_derivatives(variant):
     call, tensors = _positional(variant, cases.eager)
     assert torch.autograd.gradcheck(call, tensors, check_forward_ad=True, check_backward_ad=False, fast_mode=True)

@@ -11,11 +11,11 @@ from accuracy import seeds
 from checks import assert_accurate, evaluate, same_bits
 from torch import Tensor
 
-VARIANTS = list(cases.VARIANTS)
+VARIANTS = list(cases.PUBLIC_VARIANTS)
 
 
 def _arguments(variant: str, **options) -> tuple[str, cases.Arguments]:
-    operator, defaults = cases.VARIANTS[variant]
+    operator, defaults = cases.PUBLIC_VARIANTS[variant]
     return operator, cases.make(operator, **{**defaults, **options})
 
 

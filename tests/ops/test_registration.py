@@ -8,10 +8,11 @@ from torch import Tensor
 import fastsam
 
 VARIANTS = list(cases.VARIANTS)
+PUBLIC_VARIANTS = list(cases.PUBLIC_VARIANTS)
 
 
 def _arguments(variant: str, **options) -> tuple[str, cases.Arguments]:
-    operator, defaults = cases.VARIANTS[variant]
+    operator, defaults = cases.PUBLIC_VARIANTS[variant]
     return operator, cases.make(operator, **{**defaults, **options})
 
 
@@ -38,6 +39,29 @@ def test_opcheck_of_a_positional_call(backend_name, variant):
     while schema[len(values) - 1].has_default_value() and not isinstance(values[-1], Tensor):
         values.pop()
     torch.library.opcheck(cases.registered(operator), tuple(values))
+
+
+# Their last argument, which the public functions set where the new state has a norm.
+STATE_FORMS = [("lstm_gates-norms", "gate"), ("memory_gates-recurrent", "gate"), ("norm_gate-norm", "keep_state")]
+
+
+@pytest.mark.parametrize(("variant", "flag"), STATE_FORMS)
+def test_opcheck_of_what_the_norm_of_a_state_is_made_of(backend_name, variant, flag):
+    operator, arguments = _arguments(variant, dtype=torch.float32)
+    arguments = cases.map_tensors(lambda tensor: tensor.requires_grad_(), arguments)
+    torch.library.opcheck(cases.registered(operator), (), {**arguments, flag: True})
+
+
+@pytest.mark.parametrize(("variant", "flag"), STATE_FORMS)
+def test_gradient_of_what_the_norm_of_a_state_is_made_of(backend_name, variant, flag):
+    """Of both outputs together, against finite differences."""
+    operator, arguments = _arguments(variant, channels=2)
+    names = [name for name, value in arguments.items() if isinstance(value, Tensor)]
+
+    def call(*values: Tensor) -> tuple[Tensor, ...]:
+        return cases.registered(operator)(**{**arguments, **dict(zip(names, values, strict=True)), flag: True})[:2]
+
+    assert torch.autograd.gradcheck(call, [arguments[name].requires_grad_() for name in names])
 
 
 @pytest.mark.parametrize("layout", ["channels_last", "transposed", "strided"])
@@ -81,7 +105,7 @@ def test_registered_operator_under_autocast(backend_name, variant):
             assert value.grad.dtype == torch.bfloat16 and value.grad.isfinite().all(), name
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("variant", PUBLIC_VARIANTS)
 def test_public_function_under_autocast(backend_name, variant):
     """Mixed dtypes, which are an error outside of autocast, are brought to one."""
     operator, arguments = _arguments(variant, dtype=torch.float32)
@@ -97,7 +121,7 @@ def test_public_function_under_autocast(backend_name, variant):
         torch.testing.assert_close(actual, reference)
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("variant", PUBLIC_VARIANTS)
 def test_autocast_leaves_float64_alone(backend_name, variant):
     operator, arguments = _arguments(variant)
     with torch.autocast("cpu", dtype=torch.bfloat16):
@@ -106,7 +130,7 @@ def test_autocast_leaves_float64_alone(backend_name, variant):
         assert torch.equal(actual, expected)
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("variant", PUBLIC_VARIANTS)
 def test_meta_tensors_have_shapes(variant):
     operator, arguments = _arguments(variant)
     meta = cases.map_tensors(lambda tensor: tensor.to("meta"), arguments)
@@ -127,14 +151,18 @@ def test_meta_tensors_have_shapes(variant):
         "lstm_gates-recurrent",
         "lstm_gates-norms",
         "lstm_gates-position_norms",
+        "lstm_gates-all_norms",
+        "memory_gates-state_norm",
+        "memory_gates-norms",
+        "norm_gate-norm",
     ],
 )
 def test_compiled_operator(native_backend, variant):
     """Traced whole with its backward pass, and not again for other numbers or another batch size."""
     torch._dynamo.reset()
-    operator, _ = cases.VARIANTS[variant]
+    operator, _ = cases.PUBLIC_VARIANTS[variant]
     compiled = torch.compile(cases.public(operator), fullgraph=True, backend="aot_eager")
-    maps = {"h", "m", "x", "z", "gates", "c", "recurrent"}
+    maps = {"h", "m", "x", "y", "z", "gates", "c", "recurrent"}
     for batch, stance in ((3, "default"), (3, "fail_on_recompile"), (6, "fail_on_recompile")):
         _, arguments = _arguments(variant, batch=batch, seed=batch)
         results = []

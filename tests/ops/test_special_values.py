@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-VARIANTS = list(cases.VARIANTS)
+VARIANTS = list(cases.PUBLIC_VARIANTS)
 ATTENTIONS = [variant for variant in VARIANTS if "attention" in variant]
 
 
@@ -24,7 +24,7 @@ def _assert_same_kinds_of_number(actual: dict[str, Tensor], expected: dict[str, 
 
 
 def _spoiled_arguments(variant: str, value: float, dtype: torch.dtype):
-    operator, options = cases.VARIANTS[variant]
+    operator, options = cases.PUBLIC_VARIANTS[variant]
     arguments = cases.make(operator, **{**options, "size": (7, 6), "batch": 3, "dtype": dtype})
     for name, argument in arguments.items():
         if isinstance(argument, Tensor):
@@ -87,7 +87,7 @@ def test_gates_over_the_whole_range_of_exp(backend_name, dtype, largest):
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=["float64", "float32"])
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_nan_from_upstream_spreads_as_in_eager(native_backend, variant, dtype):
-    operator, options = cases.VARIANTS[variant]
+    operator, options = cases.PUBLIC_VARIANTS[variant]
     arguments = cases.make(operator, **{**options, "size": (7, 6), "batch": 3, "dtype": dtype})
 
     def upstream(gradient: Tensor) -> Tensor:
@@ -108,7 +108,7 @@ def test_nan_stays_in_its_batch_element(backend_name):
 
 @pytest.mark.parametrize("variant", ATTENTIONS)
 def test_scores_of_a_thousand_in_float64(backend_name, poison, variant):
-    operator, options = cases.VARIANTS[variant]
+    operator, options = cases.PUBLIC_VARIANTS[variant]
     for seed in range(5):
         arguments = cases.make(operator, **{**options, "size": (9, 11), "seed": seed})
         checks.assert_accurate(operator, cases.scale_scores(operator, arguments, 1e3))
@@ -117,7 +117,7 @@ def test_scores_of_a_thousand_in_float64(backend_name, poison, variant):
 @pytest.mark.parametrize("variant", ATTENTIONS)
 def test_scores_of_a_thousand_in_float32(backend_name, poison, variant):
     """Errors over many draws together: of one draw they hang on the rounding of one or two nearly tied scores."""
-    operator, options = cases.VARIANTS[variant]
+    operator, options = cases.PUBLIC_VARIANTS[variant]
     draws = [
         cases.make(operator, **{**options, "channels": 16, "size": (9, 11), "seed": seed, "dtype": torch.float32})
         for seed in range(60)
@@ -149,7 +149,7 @@ def test_scores_beyond_the_range_of_exp(backend_name, poison, sign):
 @pytest.mark.parametrize("variant", ATTENTIONS)
 def test_maps_with_a_mean(native_backend, variant, dtype, mean):
     """Maps far from 0 for their spread, as images are: terms of the size of the mean cancel in the gradients."""
-    operator, options = cases.VARIANTS[variant]
+    operator, options = cases.PUBLIC_VARIANTS[variant]
     options = {**options, "channels": 24, "size": (8, 9)}
     draws = []
     for seed in range(6):

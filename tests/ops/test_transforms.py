@@ -9,13 +9,13 @@ from torch import Tensor
 
 import fastsam
 
-VARIANTS = list(cases.VARIANTS)
+VARIANTS = list(cases.PUBLIC_VARIANTS)
 REFUSAL = r"eager"
 
 
 def _function_of_first(variant: str, function) -> tuple[Callable[[Tensor], Tensor], Tensor]:
     """The first output as a function of the first tensor, and that tensor."""
-    operator, options = cases.VARIANTS[variant]
+    operator, options = cases.PUBLIC_VARIANTS[variant]
     arguments = cases.make(operator, **options)
     first = next(name for name, value in arguments.items() if isinstance(value, Tensor))
     return lambda value: cases.outputs_of(function(operator)(**{**arguments, first: value}))[0], arguments[first]

@@ -80,7 +80,9 @@ def demangle(symbol: str) -> str:
     assert status.value == 0, symbol
     name = ctypes.string_at(text).decode()
     ctypes.CDLL(None).free(ctypes.c_void_p(text))
-    name = name.replace("fastsam::cuda::", "").replace("(anonymous namespace)::", "").removeprefix("void ")
+    for space in ("fastsam::cuda::", "fastsam::", "(anonymous namespace)::"):
+        name = name.replace(space, "")
+    name = name.removeprefix("void ")
     depth = 0
     for position, letter in enumerate(name):
         depth += (letter == "<") - (letter == ">")

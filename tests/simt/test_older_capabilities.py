@@ -61,14 +61,18 @@ KERNELS = {
         namespace fastsam::cuda {
         template __global__ void lstm_moments_kernel<float, 4>(LstmInputs<float>, LstmSplit, int,
                                                                Global<Moments<float>>);
-        template __global__ void lstm_gates_forward_kernel<float, 4, NormWeights::kChannel>(
-            LstmForwardArguments<float>);
-        template __global__ void lstm_gates_forward_kernel<__half, 8, NormWeights::kNone>(
-            LstmForwardArguments<__half>);
-        template __global__ void lstm_gates_backward_kernel<float, 4, NormWeights::kChannel>(
-            LstmBackwardArguments<float>);
-        template __global__ void lstm_gates_backward_kernel<__nv_bfloat16, 4, NormWeights::kPosition>(
-            LstmBackwardArguments<__nv_bfloat16>);
+        #define KERNELS(U)                                                                                  \\
+          template __global__ void lstm_gates_forward_kernel<U, float, 4, NormWeights::kChannel>(           \\
+              LstmForwardArguments<float>);                                                                 \\
+          template __global__ void lstm_gates_forward_kernel<U, __half, 8, NormWeights::kNone>(             \\
+              LstmForwardArguments<__half>);                                                                \\
+          template __global__ void lstm_gates_backward_kernel<U, float, 4, NormWeights::kChannel>(          \\
+              LstmBackwardArguments<float>);                                                                \\
+          template __global__ void lstm_gates_backward_kernel<U, __nv_bfloat16, 4, NormWeights::kPosition>( \\
+              LstmBackwardArguments<__nv_bfloat16>);
+        KERNELS(Update::kLstm)
+        KERNELS(Update::kMemory)
+        KERNELS(Update::kProduct)
         template __global__ void lstm_norm_backward_kernel<float, 4, NormWeights::kPosition>(LstmNormArguments<float>);
         template __global__ void lstm_norm_backward_kernel<double, 2, NormWeights::kChannel>(LstmNormArguments<double>);
         }

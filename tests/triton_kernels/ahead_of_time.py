@@ -1,6 +1,6 @@
 """Compiles the Triton kernels for a capability without a card, and prints what the machine code uses, as JSON lines.
 
-    python tests/triton_kernels/ahead_of_time.py 86 [PATTERN]
+    python tests/triton_kernels/ahead_of_time.py 86 [REGULAR EXPRESSION of names]
 
 A program of its own because Triton decides when kernels are decorated whether they are interpreted, as in the tests.
 """
@@ -48,7 +48,7 @@ def compiled(case: Any, capability: int) -> dict[str, Any]:
 
 def main(capability: int, pattern: str = "") -> None:
     for case in [*attention_cases(), *gates_cases()]:
-        if pattern in case.name:
+        if re.search(pattern, case.name):
             print(json.dumps(compiled(case, capability)), flush=True)
 
 

@@ -1,4 +1,4 @@
-"""What the ahead-of-time test compiles of `separable_gates` and `lstm_gates`: the launches of ordinary calls.
+"""What the ahead-of-time test compiles of the operators on gates: the launches of ordinary calls, and of odd sizes.
 
 The operators' own functions run with a `run` that writes down what it is asked to launch, so that signatures, constants
 and tile sizes are those of real calls.
@@ -11,12 +11,13 @@ from unittest import mock
 import torch
 from torch import Tensor
 
-from fastsam.ops.lstm_gates import triton as lstm_gates
-from fastsam.ops.lstm_gates._term import Term
+from fastsam.ops._gates import triton as gates
+from fastsam.ops._gates.update import Term, Update
 from fastsam.ops.separable_gates import triton as separable_gates
 
 POINTERS = {torch.float32: "*fp32", torch.float16: "*fp16", torch.bfloat16: "*bf16"}
 SIZE = (64, 64)
+ODD_SIZE = (15, 17)
 
 
 class Case(NamedTuple):
@@ -71,25 +72,30 @@ def _case(name: str, launch: _Launch) -> Case:
     return Case(name, launch.kernel, signature, constants, attributes, warps, stages, tensor_cores)
 
 
-def _lstm_cases(dtype: torch.dtype, channels: int, norm: str | None) -> Iterator[Case]:
+def _gates_cases(
+    update: Update, dtype: torch.dtype, channels: int, norm: str | None, size: tuple[int, int] = SIZE
+) -> Iterator[Case]:
     def new(*shape: int) -> Tensor:
         return torch.empty(shape, dtype=dtype)
 
-    maps, c = [new(2, 4 * channels, *SIZE) for _ in range(2)], new(2, channels, *SIZE)
-    shape = (4 * channels,) if norm == "channel" else (4 * channels, *SIZE)
-    terms = [Term(x, *((None, None) if norm is None else (new(*shape), new(*shape)))) for x in maps]
-    statistics = torch.empty(0 if norm is None else 2, 2, 2)
-    launches = _launches_of(lstm_gates, lambda: lstm_gates.forward(terms, c, 1.0, 1e-5))
-    launches += _launches_of(lstm_gates, lambda: lstm_gates.backward(c, c, terms, c, 1.0, statistics))
+    rows, c = update.gates * channels, new(2, channels, *size)
+    shape = (rows,) if norm == "channel" else (rows, *size)
+    weights = [(None, None) if norm is None else (new(*shape), new(*shape)) for _ in range(2)]
+    terms = [Term(new(2, rows, *size), *pair) for pair in weights]
+    statistics, dc_new = torch.empty(0 if norm is None else 2, 2, 2), c if update.keeps_state else None
+    launches = _launches_of(gates, lambda: gates.forward(update, terms, c, 1e-5))
+    launches += _launches_of(gates, lambda: gates.backward(update, c, dc_new, terms, c, statistics))
     for launch in launches:
-        yield _case(f"lstm_gates {dtype} C={channels} norm={norm}", launch)
+        yield _case(f"{update.kind} {update.form} {dtype} C={channels} norm={norm}", launch)
 
 
-def _separable_cases(dtype: torch.dtype, precision: str, channels: int, kernel_size: int | None) -> Iterator[Case]:
+def _separable_cases(
+    dtype: torch.dtype, precision: str, channels: int, kernel_size: int | None, size: tuple[int, int] = SIZE
+) -> Iterator[Case]:
     def new(*shape: int) -> Tensor:
         return torch.empty(shape, dtype=dtype)
 
-    maps = [new(2, channels, *SIZE) for _ in range(3)]
+    maps = [new(2, channels, *size) for _ in range(3)]
     depthwise = None if kernel_size is None else new(2 * channels, 1, kernel_size, kernel_size)
     arguments = (*maps, depthwise, new(3 * channels, 2 * channels, 1, 1), new(3 * channels))
     with mock.patch.object(separable_gates, "precision", lambda like: precision):
@@ -100,13 +106,25 @@ def _separable_cases(dtype: torch.dtype, precision: str, channels: int, kernel_s
 
 
 def aot_cases() -> Iterator[Case]:
-    """Every launch of both operators, forward and backward, in the default configurations."""
+    """Every launch of the operators, forward and backward, in the default configurations."""
+    lstm, memory = Update("lstm", "hidden", 1.0), Update("memory", "hidden")
     for norm in (None, "channel", "position"):
-        yield from _lstm_cases(torch.float32, 64, norm)
-    yield from _lstm_cases(torch.bfloat16, 128, "channel")
+        yield from _gates_cases(lstm, torch.float32, 64, norm)
+    yield from _gates_cases(lstm, torch.bfloat16, 128, "channel")
+    yield from _gates_cases(lstm._replace(form="gate"), torch.float16, 37, "position", ODD_SIZE)
+    yield from _gates_cases(memory, torch.float32, 64, "channel")
+    yield from _gates_cases(memory._replace(form="gate"), torch.bfloat16, 64, "position")
+    yield from _gates_cases(memory, torch.float32, 37, None, ODD_SIZE)
+    yield from _gates_cases(Update("product", "tanh", 1.0), torch.float32, 64, "position")
+    yield from _gates_cases(Update("product", "identity", 1.0), torch.bfloat16, 64, "channel")
+    yield from _gates_cases(
+        Update("product", "sigmoid", 2.0, keeps_state=False), torch.float32, 37, "channel", ODD_SIZE
+    )
     for channels in (64, 128):
         yield from _separable_cases(torch.float32, "tf32", channels, 5)
         yield from _separable_cases(torch.bfloat16, "ieee", channels, 5)
     yield from _separable_cases(torch.float32, "ieee", 64, 5)
     yield from _separable_cases(torch.float32, "tf32", 64, None)
     yield from _separable_cases(torch.float16, "ieee", 64, 7)
+    yield from _separable_cases(torch.float32, "tf32", 40, 5, ODD_SIZE)
+    yield from _separable_cases(torch.bfloat16, "ieee", 37, 5, ODD_SIZE)

@@ -1,6 +1,7 @@
 """Every Triton kernel compiles for the capabilities it is for, within their means: no spills, tensor cores used.
 
-For 8.6 and 10.0, or for all where FASTSAM_TEST_ALL_ARCHITECTURES=1 is set: a capability takes a minute or two.
+For 8.6, which leaves the least room, and 10.0, there without the kernels of many channels, which take longest;
+or for all of everything where FASTSAM_TEST_ALL_ARCHITECTURES=1 is set. A capability takes minutes.
 """
 
 import json
@@ -19,7 +20,14 @@ SHARED = {80: 163, 86: 99, 89: 99, 90: 227, 100: 227, 120: 99}
 SPILLING = ("keys=128", "keys=256", "C=256")
 """What may leave some numbers outside of registers: large key maps, many channels."""
 
-CAPABILITIES = tuple(SHARED) if os.environ.get("FASTSAM_TEST_ALL_ARCHITECTURES") == "1" else (86, 100)
+NOT_WHOLE, NOT_WHOLE_STACK = "15x17", 32
+"""Attention on maps that tiles reach beyond: the masks may push a few numbers, so many bytes, out of registers."""
+
+ALL = {capability: "" for capability in SHARED}
+SOME = {86: "", 100: "C=(?!128|256)"}
+"""What is compiled by default: capabilities, and a regular expression of names."""
+
+COMPILED = ALL if os.environ.get("FASTSAM_TEST_ALL_ARCHITECTURES") == "1" else SOME
 
 
 @pytest.fixture(scope="module")
@@ -28,11 +36,11 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.timeout(900)
-@pytest.mark.parametrize("capability", CAPABILITIES)
+@pytest.mark.parametrize("capability", COMPILED)
 def test_machine_code(cache, capability):
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     result = subprocess.run(
-        [sys.executable, Path(__file__).with_name("ahead_of_time.py"), str(capability)],
+        [sys.executable, Path(__file__).with_name("ahead_of_time.py"), str(capability), COMPILED[capability]],
         env={**environment, "TRITON_CACHE_DIR": str(cache)},
         capture_output=True,
         text=True,
@@ -42,6 +50,7 @@ def test_machine_code(cache, capability):
     kernels = [json.loads(line) for line in result.stdout.splitlines()]
     assert len(kernels) > 20
     for kernel in kernels:
-        assert kernel["stack"] == 0 or any(part in kernel["name"] for part in SPILLING), kernel
+        most = NOT_WHOLE_STACK if NOT_WHOLE in kernel["name"] else 0
+        assert kernel["stack"] <= most or any(part in kernel["name"] for part in SPILLING), kernel
         assert kernel["shared"] <= 1024 * SHARED[capability], kernel
         assert kernel["tensor_cores"] or not kernel["wanted"], kernel

@@ -1,4 +1,4 @@
-"""`separable_gates` and `lstm_gates` on Triton, interpreted where there is no card, against the naive float64 forms."""
+"""The operators on gates on Triton, interpreted where there is no card, against the naive float64 forms."""
 
 import math
 from collections.abc import Iterator, Sequence
@@ -16,16 +16,24 @@ from fastsam import backends
 
 pytest.importorskip("triton")
 
-from fastsam.ops._triton.configurations import configuration, forced
-from fastsam.ops.lstm_gates import triton as lstm_gates
+from fastsam.ops._gates import triton as gates
+from fastsam.ops._triton.configurations import forced, recorded
 from fastsam.ops.separable_gates import triton as separable_gates
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 EACH_DTYPE = pytest.mark.parametrize("dtype", DTYPES.values(), ids=DTYPES)
-VARIANTS = [variant for variant in cases.VARIANTS if "gates" in variant]
+VARIANTS = [variant for variant in cases.PUBLIC_VARIANTS if "gate" in variant]
 EACH_VARIANT = pytest.mark.parametrize("variant", VARIANTS)
 MAIN_VARIANTS = pytest.mark.parametrize(
-    "variant", ["separable_gates", "separable_gates-no_depthwise", "lstm_gates", "lstm_gates-norms"]
+    "variant",
+    [
+        "separable_gates",
+        "separable_gates-no_depthwise",
+        "lstm_gates",
+        "lstm_gates-norms",
+        "memory_gates-state_norm",
+        "norm_gate-position_norm",
+    ],
 )
 """Those that take different ways through the kernels; the interpreter is slow."""
 
@@ -59,7 +67,7 @@ def triton_backend() -> Iterator[None]:
 
 
 def _arguments(variant: str, **options: Any) -> tuple[str, cases.Arguments]:
-    operator, defaults = cases.VARIANTS[variant]
+    operator, defaults = cases.PUBLIC_VARIANTS[variant]
     return operator, cases.make(operator, **{**defaults, "dtype": torch.float32, **options})
 
 
@@ -76,7 +84,7 @@ def test_separable_gates(poison, size, kernel, channels, z, bias, dtype):
 
 @MAIN_VARIANTS
 def test_float16(poison, variant):
-    operator, options = cases.VARIANTS[variant]
+    operator, options = cases.PUBLIC_VARIANTS[variant]
     assert_accurate(operator, _draws(operator, **{**options, "size": (5, 6), "dtype": torch.float16}))
 
 
@@ -114,9 +122,9 @@ def test_lstm_gates_of_one_position(poison, norms):
 @pytest.mark.parametrize("norms", [NORMS[3], NORMS[4]], ids=str)
 def test_lstm_gates_summed_in_several_parts(poison, monkeypatch, norms):
     """Small tiles: 136 of the moments of a sample in 128 parts, 34 sums of its rows."""
-    small = {**lstm_gates.tile(1, 529, 16), "num_warps": 4, "num_stages": 1}
-    monkeypatch.setattr(lstm_gates, "_MOMENTS_TILE", 16)
-    with forced("lstm_gates_backward", small), forced("lstm_gates_norm_backward", lstm_gates.candidates(4, 529)[-1]):
+    small = {**gates.tile(1, 529, 16), "num_warps": 4, "num_stages": 1}
+    monkeypatch.setattr(gates, "_MOMENTS_TILE", 16)
+    with forced("lstm_gates_backward", small), forced("lstm_gates_norm_backward", gates.candidates(4, 529)[-1]):
         draws = _draws("lstm_gates", 1, batch=1, channels=1, size=(23, 23), **norms, dtype=torch.float32)
         assert_accurate("lstm_gates", draws)
 
@@ -130,23 +138,17 @@ def test_means_far_from_zero(norms):
 
 
 @MAIN_VARIANTS
-def test_every_candidate(poison, monkeypatch, variant):
+def test_every_candidate(poison, variant):
     """What tuning may choose computes the same."""
     operator, arguments = _arguments(variant, size=(3, 4), batch=1)
-    asked: dict[str, Sequence[dict[str, int]]] = {}
-
-    def remember(kernel: str, like: Tensor, sizes: Sequence[int], candidates: Sequence[dict[str, int]]) -> Any:
-        asked[kernel] = candidates
-        return configuration(kernel, like, sizes, candidates)
-
-    for module in (lstm_gates, separable_gates):
-        monkeypatch.setattr(module, "configuration", remember)
-    evaluate(operator, cases.public(operator), arguments)
-    assert len(asked) >= 2 and all(1 <= len(candidates) <= 6 for candidates in asked.values())
-    for place in range(1, max(map(len, asked.values()))):
+    with recorded() as asked:
+        evaluate(operator, cases.public(operator), arguments)
+    candidates = {kernel: of.candidates for kernel, of in asked.items()}
+    assert len(candidates) >= 2 and all(1 <= len(of_kernel) <= 6 for of_kernel in candidates.values())
+    for place in range(1, max(map(len, candidates.values()))):
         with ExitStack() as stack:
-            for kernel, candidates in asked.items():
-                stack.enter_context(forced(kernel, candidates[min(place, len(candidates) - 1)]))
+            for kernel, of_kernel in candidates.items():
+                stack.enter_context(forced(kernel, of_kernel[min(place, len(of_kernel) - 1)]))
             assert_accurate(operator, arguments)
 
 

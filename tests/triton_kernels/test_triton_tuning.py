@@ -1,17 +1,21 @@
 """Where the tile sizes of Triton's kernels come from, and `python -m fastsam tune`."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
 
 pytest.importorskip("triton")
 
+from triton.compiler.errors import CompilationError
+from triton.runtime.errors import OutOfResources, PTXASError
+
 from fastsam import backends, tune
+from fastsam.ops._attention import triton_tiles
 from fastsam.ops._triton import configurations
+from fastsam.ops.separable_gates.triton import backward_candidates, forward_candidates, products_candidates
 
 MAP = torch.zeros(2, 5, 6, 7)
 CANDIDATES = [{"ROWS": 16, "num_warps": 2}, {"ROWS": 32, "num_warps": 4}, {"ROWS": 64, "num_warps": 4}]
@@ -37,6 +41,27 @@ def known(file: Path, **results: object) -> None:
     key = configurations.problem("some_kernel", MAP, (5, 16))
     file.write_text(json.dumps({key: results}))
     configurations.forget()
+
+
+class Launches:
+    """Makes launches on a card that has room for tiles of some numbers of ROWS, and notes which are tried."""
+
+    def __init__(self) -> None:
+        self.tried: list[int] = []
+
+    def __call__(self, fitting: Sequence[int]) -> Callable[[dict[str, int]], int]:
+        def launch(choice: dict[str, int]) -> int:
+            self.tried.append(choice["ROWS"])
+            if choice["ROWS"] not in fitting:
+                raise OutOfResources(200000, 101376, "shared memory")
+            return choice["ROWS"]
+
+        return launch
+
+
+@pytest.fixture
+def launches() -> Launches:
+    return Launches()
 
 
 def test_the_first_candidate_is_the_default():
@@ -75,53 +100,164 @@ def test_the_results_of_this_project():
         assert len(key.split()) == 4 and set(result) >= {"num_warps", "num_stages"}
 
 
+@pytest.mark.parametrize("card_fits", [(16,), (32,), (16, 64)])
+def test_a_launch_takes_tiles_that_fit(card_fits, launches):
+    """The safe candidate first, then the others; what fits is chosen at once from then on."""
+
+    def launched() -> int:
+        return configurations.launched("some_operator", "some_kernel", MAP, (5, 16), CANDIDATES, launches(card_fits))
+
+    assert launched() == launched() == card_fits[0]
+    tried = [rows for rows in (16, 32, 64) if rows <= card_fits[0]]
+    assert launches.tried == [*tried, card_fits[0]]
+    configurations.forget()
+    assert launched() == card_fits[0] and launches.tried[-len(tried) :] == tried
+
+
+def test_a_tuned_tile_that_does_not_fit_any_more(files, launches):
+    known(files / "user" / "triton.json", **CANDIDATES[2])
+    arguments = ("some_operator", "some_kernel", MAP, (5, 16), CANDIDATES, launches((16, 32)))
+    assert configurations.launched(*arguments) == 16 and launches.tried == [64, 16]
+
+
+def test_nothing_fits(launches):
+    """The error says which operator and kernel on which maps, what is missing, and what to do."""
+    message = (
+        r"fastsam\.some_operator: the Triton kernel some_kernel .* on maps \(2, 5, 6, 7\) in float32: with ROWS=16, "
+        r"num_warps=2 it needs 200000 of shared memory, and there are 101376\. Use fewer channels.*backend\(\"eager\"\)"
+    )
+    with pytest.raises(configurations.DoesNotFitError, match=message):
+        configurations.launched("some_operator", "some_kernel", MAP, (5, 16), CANDIDATES, launches(()))
+    assert launches.tried == [16, 32, 64]
+
+
+def test_errors_that_are_not_about_room_are_not_caught(launches):
+    def launch(choice: dict[str, int]) -> None:
+        launches.tried.append(choice["ROWS"])
+        raise RuntimeError("a wrong address")
+
+    with pytest.raises(RuntimeError, match="a wrong address"):
+        configurations.launched("some_operator", "some_kernel", MAP, (5, 16), CANDIDATES, launch)
+    with configurations.forced("some_kernel", CANDIDATES[1]), pytest.raises(OutOfResources):
+        configurations.launched("some_operator", "some_kernel", MAP, (5, 16), CANDIDATES, launches((16,)))
+    assert launches.tried == [16, 32]
+
+
+def test_candidates_are_tried_once_each():
+    assert configurations.distinct(iter([*CANDIDATES, *CANDIDATES[::-1]])) == tuple(CANDIDATES)
+    separable = [products_candidates(5, 8, 3), forward_candidates(3, 5, True), backward_candidates(3, False)]
+    for candidates in (*separable, triton_tiles.forward(triton_tiles.Sizes("ieee", 4, 3, 3, 3, 1, False, "ieee"))):
+        assert len({tuple(candidate.items()) for candidate in candidates}) == len(candidates)
+    assert len(products_candidates(5, 8, 3)) < len(products_candidates(64, 128, 5))
+
+
+class Clock:
+    """Seconds that a launch takes, by the ROWS of its tiles, instead of measured ones."""
+
+    def __init__(self, seconds: dict[int, float]) -> None:
+        self.seconds = seconds
+        self.rows = 0
+
+    def launch(self, choice: dict[str, int]) -> None:
+        self.rows = choice["ROWS"]
+
+    def time(self, step: Callable[[], None], device: torch.device) -> float:
+        step()
+        return self.seconds[self.rows]
+
+
 @pytest.fixture
-def clock(monkeypatch: pytest.MonkeyPatch) -> dict[int, float]:
-    """Seconds that a step takes, by the ROWS of the configuration in force."""
-    seconds = {16: 1.0, 32: 1.0, 64: 1.0}
-    monkeypatch.setattr(tune, "_time", lambda step, device: seconds[chosen()["ROWS"]])
-    return seconds
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    clock = Clock({16: 1.0, 32: 1.0, 64: 1.0})
+    monkeypatch.setattr(tune, "_time", clock.time)
+    return clock
 
 
 @pytest.mark.parametrize(("times", "best"), [((1.0, 0.9, 0.95), 1), ((1.0, 0.99, 1.2), 0), ((2.0, 3.0, 1.0), 2)])
 def test_the_fastest_candidate_if_it_is_clearly_so(clock, times, best):
-    clock.update(zip((16, 32, 64), times, strict=True))
-    assert tune.fastest("some_kernel", CANDIDATES, lambda: None, CPU) == CANDIDATES[best]
+    clock.seconds = dict(zip((16, 32, 64), times, strict=True))
+    found = tune.fastest("some_kernel", CANDIDATES, clock.launch, CPU)
+    assert found == (CANDIDATES[best], times[best], times[0])
 
 
-def test_candidates_that_do_not_fit_are_left_out(clock, capsys):
-    from triton.runtime.errors import OutOfResources
+@pytest.mark.parametrize(
+    "error",
+    [OutOfResources(200000, 101376, "shared memory"), PTXASError("too many registers"), CompilationError("", None)],
+)
+def test_candidates_that_do_not_run_are_left_out(clock, capsys, error):
+    def launch(choice: dict[str, int]) -> None:
+        if choice["ROWS"] == 16:
+            raise error
+        clock.launch(choice)
+
+    assert tune.fastest("some_kernel", CANDIDATES, launch, CPU).configuration == CANDIDATES[1]
+    assert f"some_kernel: {CANDIDATES[0]} does not run here: {type(error).__name__}" in capsys.readouterr().out
+    assert tune.fastest("some_kernel", CANDIDATES[:1], launch, CPU) is None
+
+
+def test_errors_of_another_kind_end_tuning(clock):
+    def launch(choice: dict[str, int]) -> None:
+        raise RuntimeError("a wrong address")
+
+    with pytest.raises(RuntimeError, match="a wrong address"):
+        tune.fastest("some_kernel", CANDIDATES, launch, CPU)
+
+
+def test_a_kernel_is_timed_alone(monkeypatch, clock):
+    """The step runs once, to see what it launches; where a kernel cannot be launched alone the step is timed."""
+    calls = []
 
     def step() -> None:
-        if chosen()["ROWS"] == 16:
-            raise OutOfResources(200000, 101376, "shared memory")
+        calls.append("step")
+        configurations.configuration("alone", MAP, (1,), CANDIDATES, clock.launch)
+        clock.launch(configurations.configuration("not_alone", MAP, (1,), CANDIDATES))
 
-    assert tune.fastest("some_kernel", CANDIDATES, step, CPU) == CANDIDATES[1]
-    assert "does not run here" in capsys.readouterr().out
-    with pytest.raises(RuntimeError, match="none of the tile sizes of the Triton kernel some_kernel"):
-        tune.fastest("some_kernel", CANDIDATES[:1], step, CPU)
+    clock.seconds = {16: 3.0, 32: 1.0, 64: 2.0}
+    (kernel, key, best), *others = tune._tuned(step, CPU, {configurations.problem("not_alone", MAP, (1,)): {}})
+    assert kernel == "alone" and best.configuration == CANDIDATES[1] and not others and calls == ["step"]
+    assert key == configurations.problem("alone", MAP, (1,))
+    (other,) = tune._tuned(step, CPU, {key: {}})
+    assert other[0] == "not_alone" and other[2].configuration == CANDIDATES[1] and len(calls) > 10
 
 
 def test_tuning_every_operator_and_going_on_where_it_was(files, monkeypatch, capsys):
     """The clock prefers the last candidate of each kernel; a second run has nothing left to measure."""
-    ticks = SimpleNamespace(now=1000.0)
+    ticks = [1000.0]
 
     def time(step: object, device: torch.device) -> float:
-        ticks.now -= 1.0
-        return ticks.now
+        ticks[0] -= 1.0
+        return ticks[0]
 
     monkeypatch.setattr(tune, "_time", time)
     monkeypatch.setattr(tune, "_runs", lambda *_: True)
     problem = tune.Problem("float32", 4, 3, 2, batch=1, kernel_size=3)
     file = files / "user" / "triton.json"
     tune.tune([problem], file, CPU)
-    assert "some_kernel" not in file.read_text() and backends.selected() == "auto"
+    assert backends.selected() == "auto"
     results = json.loads(file.read_text())
-    assert {key.split()[1] for key in results} == {"interpreter"} and len(results) > 3
-    measured = ticks.now
+    assert {key.split()[1] for key in results} == {"interpreter"}
+    operators = {"attention", "separable_gates", "lstm_gates", "memory_gates", "norm_gate"}
+    assert all(any(key.startswith(operator) for key in results) for operator in operators)
+    measured, printed = ticks[0], capsys.readouterr().out
     tune.tune([problem], file, CPU)
-    assert ticks.now == measured and json.loads(file.read_text()) == results
-    assert "SAM (float32, 3 channels, 4x4)" in capsys.readouterr().out
+    assert ticks[0] == measured and json.loads(file.read_text()) == results
+    count = len(tune.OPERATORS)
+    for number, operator in enumerate(tune.OPERATORS, 1):
+        assert f"[{number}/{count}, " in printed and f"s] {operator} (float32, 3 channels, 4x4)\n" in printed
+    assert "  attention_forward: " in printed and " times the default's speed, BLOCK_QUERIES=" in printed
+    assert "  attention_forward: " not in capsys.readouterr().out
+
+
+def test_an_operator_that_does_not_fit_is_left_out(monkeypatch, clock, capsys):
+    """Its kernels that do run are tuned all the same."""
+
+    def step() -> None:
+        configurations.configuration("first", MAP, (1,), CANDIDATES, clock.launch)
+        raise configurations.DoesNotFitError("the second kernel does not fit")
+
+    clock.seconds = {16: 3.0, 32: 1.0, 64: 2.0}
+    assert [kernel for kernel, *_ in tune._tuned(step, CPU, {})] == ["first"]
+    assert "the second kernel does not fit" in capsys.readouterr().out
 
 
 def test_without_a_card(capsys):

@@ -1,4 +1,4 @@
-// c_new = sigmoid(f + forget_bias) c + sigmoid(i) tanh(g), h = sigmoid(o) tanh(c_new), where i, f, g and o are sums of
+// The forward pass of lstm_gates, memory_gates and norm_gate: the updates of lstm_updates.cuh, whose gates are sums of
 // terms that may be normalised. One launch; with norms two, because the gates of a sample need the statistics of all of
 // it: the first one takes the moments of parts of each sample, the second one joins them in every block.
 #pragma once
@@ -47,10 +47,13 @@ __device__ __forceinline__ Moments<W> warp_moments(Moments<W> moments) {
   return moments;
 }
 
+// Blocks for whose registers a multiprocessor is to have room. Without a number the compiler wants five, and spills.
+constexpr int kLstmMomentsBlocks = 4;
+
 // The first launch of a normalised call: parts (samples, terms, parts), block x of row y of the grid being part
 // x % count of sample x / count and term y. `split` is that of the terms' rows.
 template <class T, int V>
-__global__ void __launch_bounds__(kLstmThreads)
+__global__ void __launch_bounds__(kLstmThreads, kLstmMomentsBlocks)
     lstm_moments_kernel(LstmInputs<T> in, LstmSplit split, int count, Global<Moments<Wide<T>>> parts) {
   using W = Wide<T>;
   FASTSAM_SHARED(Moments<W>, of_warps, kLstmWarps);
@@ -78,10 +81,10 @@ template <class T>
 struct LstmForwardArguments {
   LstmInputs<T> in;
   LstmSplit split;
-  Global<T> h, c_new;                      // (B, C, N)
+  Global<T> h, c_new;                      // (B, C, N); c_new may be nullptr with Update::kProduct
   Global<Wide<T>> statistics[kLstmTerms];  // (B, 2): mean and 1 / sqrt(variance + eps) of a term with weights
   Wide<T> eps;
-  Global<const Moments<Wide<T>>> moments;  // (B, terms, moment_parts)
+  Global<Moments<Wide<T>>> moments;  // (B, terms, moment_parts)
   int moment_parts;
 };
 
@@ -126,7 +129,7 @@ __device__ __forceinline__ LstmStatistics<Wide<T>> lstm_statistics(const LstmFor
 template <class T, NormWeights kWeights>
 constexpr int kLstmForwardBlocks = sizeof(Wide<T>) == 4 && kWeights == NormWeights::kNone ? 3 : 2;
 
-template <class T, int V, NormWeights kWeights>
+template <Update kUpdate, class T, int V, NormWeights kWeights>
 __global__ void __launch_bounds__(kLstmThreads, kLstmForwardBlocks<T, kWeights>)
     lstm_gates_forward_kernel(LstmForwardArguments<T> call) {
   using W = Wide<T>;
@@ -134,20 +137,15 @@ __global__ void __launch_bounds__(kLstmThreads, kLstmForwardBlocks<T, kWeights>)
   LstmStatistics<W> statistics = {};
   if constexpr (kWeights != NormWeights::kNone) statistics = lstm_statistics(call, place.sample);
   if (!place.valid) return;
-  const LstmGates<T, V, kWeights> gates(call.in, place.sample, place.row, statistics);
+  const LstmGates<kUpdate, T, V, kWeights> gates(call.in, place.sample, place.row, statistics);
   const Global<const T> c = call.in.c.row(place.sample, place.row);
   const int64_t out = (place.sample * call.split.rows + place.row) * call.split.positions;
+  const bool keeps_c_new = kUpdate != Update::kProduct || call.c_new != nullptr;
 #pragma unroll 1  // more would cost the registers of other warps
   for (int64_t at = place.begin + threadIdx.x % kWarp * V; at < place.end; at += kWarp * V) {
-    const LstmActivations<W, V> a = lstm_activations(gates, call.in.forget_bias, at);
-    Lanes<W, V> c_new = load_lanes<T, V>(c + at), h;
-#pragma unroll
-    for (int i = 0; i < V; ++i) {
-      c_new[i] = a.f[i] * c_new[i] + a.i[i] * a.g[i];
-      h[i] = a.o[i] * hyperbolic_tangent(c_new[i]);
-    }
-    store_lanes<T, V>(call.c_new + (out + at), c_new);
-    store_lanes<T, V>(call.h + (out + at), h);
+    const GateUpdate<kUpdate, W, V> update = gates.update(load_lanes<T, V>(c + at), at);
+    if (keeps_c_new) store_lanes<T, V>(call.c_new + (out + at), update.c_new);
+    store_lanes<T, V>(call.h + (out + at), update.h());
   }
 }
 
@@ -172,18 +170,20 @@ template <class S>
 struct LstmForwardPlan {
   using Part = Moments<Wide<DeviceType<S>>>;
 
-  LstmForwardPlan(const LstmGatesForward<S>& call, const Launch& launch) : layout(call, kLstmForwardWidth<S>) {
+  LstmForwardPlan(const LstmGatesForward<S>& call, const Launch& launch)
+      : layout(call, kLstmForwardWidth<S>), weights(norm_weights(call)) {
     layout.add(call.h);
     layout.add(call.c_new);
     const int multiprocessors = launch.multiprocessors;
     split = lstm_split(call.batch, layout.channels(), layout.positions(), layout.width(), multiprocessors);
-    moments = lstm_split(call.batch, 4 * layout.channels(), layout.positions(), layout.width(), multiprocessors);
-    if (norm_weights(call) != NormWeights::kNone) parts = lstm_moment_parts(moments, multiprocessors);
+    moments = lstm_split(call.batch, layout.rows(), layout.positions(), layout.width(), multiprocessors);
+    if (weights != NormWeights::kNone) parts = lstm_moment_parts(moments, multiprocessors);
   }
 
   int64_t all_parts() const { return split.samples * kLstmTerms * parts; }
 
   LstmLayout<S> layout;
+  NormWeights weights;
   LstmSplit split, moments;
   int parts = 0;
 };
@@ -194,38 +194,44 @@ int64_t lstm_forward_workspace(const LstmGatesForward<S>& call, const Launch& la
   return plan.all_parts() * static_cast<int64_t>(sizeof(typename LstmForwardPlan<S>::Part));
 }
 
+template <class S, class Platform>
+LstmForwardArguments<DeviceType<S>> lstm_forward_arguments(const LstmGatesForward<S>& call, void* workspace,
+                                                           const LstmForwardPlan<S>& plan, const Platform& platform) {
+  using Part = typename LstmForwardPlan<S>::Part;
+  const int64_t count = call.batch * call.channels * call.positions;
+  LstmForwardArguments<DeviceType<S>> arguments = {
+      plan.layout.inputs(platform, call),
+      plan.split,
+      platform.output(on_device(call.h), count, "h"),
+      platform.output(on_device(call.c_new), count, "c_new"),
+      {},
+      call.eps,
+      platform.output(static_cast<Part*>(workspace), plan.all_parts(), "moments"),
+      plan.parts};
+  for (int term = 0; term < kLstmTerms; ++term) {
+    arguments.statistics[term] = platform.output(call.statistics[term], 2 * call.batch, "statistics");
+  }
+  return arguments;
+}
+
 template <class S, int V, class Platform>
 void lstm_forward_by_vectors(const LstmGatesForward<S>& call, void* workspace, const LstmForwardPlan<S>& plan,
                              const Platform& platform) {
   using T = DeviceType<S>;
-  using Part = typename LstmForwardPlan<S>::Part;
-  const NormWeights weights = norm_weights(call);
-  const Global<Part> parts = platform.output(static_cast<Part*>(workspace), plan.all_parts(), "moments");
-  const int64_t count = call.batch * call.channels * call.positions;
-  LstmForwardArguments<T> arguments = {plan.layout.inputs(platform, call),
-                                       plan.split,
-                                       platform.output(on_device(call.h), count, "h"),
-                                       platform.output(on_device(call.c_new), count, "c_new"),
-                                       {},
-                                       call.eps,
-                                       parts,
-                                       plan.parts};
-  for (int term = 0; term < kLstmTerms; ++term) {
-    arguments.statistics[term] = platform.output(call.statistics[term], 2 * call.batch, "statistics");
+  const auto arguments = lstm_forward_arguments(call, workspace, plan, platform);
+  if (plan.parts > 0) {
+    const LaunchShape shape = {dim3(grid_size(call.batch * plan.parts), kLstmTerms), dim3(kLstmThreads)};
+    platform.start("lstm_moments", shape, lstm_moments_kernel<T, V>, arguments.in, plan.moments, plan.parts,
+                   arguments.moments);
   }
-  const LaunchShape shape = lstm_shape(plan.split);
-  if (weights == NormWeights::kNone) {
-    platform.start("lstm_gates_forward", shape, lstm_gates_forward_kernel<T, V, NormWeights::kNone>, arguments);
-    return;
-  }
-  const LaunchShape moments_shape = {dim3(grid_size(call.batch * plan.parts), kLstmTerms), dim3(kLstmThreads)};
-  platform.start("lstm_moments", moments_shape, lstm_moments_kernel<T, V>, arguments.in, plan.moments, plan.parts,
-                 parts);
-  if (weights == NormWeights::kChannel) {
-    platform.start("lstm_gates_forward", shape, lstm_gates_forward_kernel<T, V, NormWeights::kChannel>, arguments);
-  } else {
-    platform.start("lstm_gates_forward", shape, lstm_gates_forward_kernel<T, V, NormWeights::kPosition>, arguments);
-  }
+  with_update(call.update, [&](auto update) {
+    with_norm_weights(plan.weights, [&](auto weights) {
+      constexpr Update kUpdate = decltype(update)::value;
+      constexpr NormWeights kWeights = decltype(weights)::value;
+      platform.start("lstm_gates_forward", lstm_shape(plan.split), lstm_gates_forward_kernel<kUpdate, T, V, kWeights>,
+                     arguments);
+    });
+  });
 }
 
 template <class S, class Platform>

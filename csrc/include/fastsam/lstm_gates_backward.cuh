@@ -1,5 +1,5 @@
-// Gradients of the LSTM gates. da is the gradient of the sum of the terms. Without norms one launch, with norms two,
-// because the gradient of a norm needs sums over all of the sample:
+// The backward pass of lstm_gates, memory_gates and norm_gate. da is the gradient of the sum of the terms. Without
+// norms one launch, with norms two, because the gradient of a norm needs sums over all of the sample:
 //   1. activations computed again, dc, da (stored where the gradient of the first term will be), and for each chunk of
 //      a channel the sums of dy = da w and dy (x - mean) of each normalised term;
 //   2. lstm_norm_backward.cuh.
@@ -9,43 +9,24 @@
 
 namespace fastsam::cuda {
 
-// da at the four gates; `dcell` is the gradient with respect to c_new, in which that of h is included.
-template <class W, int V>
-__device__ __forceinline__ void gate_gradients(const LstmActivations<W, V>& a, const Lanes<W, V>& c,
-                                               const Lanes<W, V>& dh, Lanes<W, V>& dcell, Lanes<W, V> (&da)[4]) {
-#pragma unroll
-  for (int i = 0; i < V; ++i) {
-    const W tanh_cell = hyperbolic_tangent(a.f[i] * c[i] + a.i[i] * a.g[i]);
-    dcell[i] += dh[i] * a.o[i] * (1 - tanh_cell * tanh_cell);
-    da[0][i] = dcell[i] * a.g[i] * a.i[i] * (1 - a.i[i]);
-    da[1][i] = dcell[i] * c[i] * a.f[i] * (1 - a.f[i]);
-    da[2][i] = dcell[i] * a.i[i] * (1 - a.g[i] * a.g[i]);
-    da[3][i] = dh[i] * tanh_cell * a.o[i] * (1 - a.o[i]);
-  }
-}
-
 // What a thread has summed up: with weights of one a channel gate by gate, of da; else over the gates, of da w.
-template <class W, NormWeights kWeights>
+template <Update kUpdate, class W, NormWeights kWeights>
 struct ThreadSums {
-  static constexpr int kParts = kWeights == NormWeights::kChannel ? 4 : 1;
+  static constexpr int kParts = kWeights == NormWeights::kChannel ? kGatesOf<kUpdate> : 1;
   TermSums<W> of[kLstmTerms][kParts] = {};
 };
 
-template <class T, int V, NormWeights kWeights>
-__device__ __forceinline__ void add_to_sums(const LstmGates<T, V, kWeights>& gates, int gate, int64_t at,
-                                            Lanes<Wide<T>, V> da, ThreadSums<Wide<T>, kWeights>& sums) {
+template <Update kUpdate, class T, int V, NormWeights kWeights>
+__device__ __forceinline__ void add_to_sums(const LstmGates<kUpdate, T, V, kWeights>& gates, int gate, int64_t at,
+                                            const Lanes<Wide<T>, V>& da, ThreadSums<kUpdate, Wide<T>, kWeights>& sums) {
   using W = Wide<T>;
 #pragma unroll
   for (int term = 0; term < kLstmTerms; ++term) {
     if (!gates.normalised(term)) continue;
     const Lanes<W, V> centred = gates.centred(term, gate, at);
-    TermSums<W>& to = sums.of[term][gate % ThreadSums<W, kWeights>::kParts];
+    TermSums<W>& to = sums.of[term][gate % ThreadSums<kUpdate, W, kWeights>::kParts];
     Lanes<W, V> dy = da;
-    if constexpr (kWeights == NormWeights::kPosition) {
-      const Lanes<W, V> weight = gates.weight(term, gate, at);
-#pragma unroll
-      for (int i = 0; i < V; ++i) dy[i] *= weight[i];
-    }
+    if constexpr (kWeights == NormWeights::kPosition) dy = da * gates.weight(term, gate, at);
 #pragma unroll
     for (int i = 0; i < V; ++i) {
       to.dy += dy[i];
@@ -55,10 +36,10 @@ __device__ __forceinline__ void add_to_sums(const LstmGates<T, V, kWeights>& gat
 }
 
 // Adds up the sums of the block's threads and writes them out.
-template <class T, int V, NormWeights kWeights>
+template <Update kUpdate, class T, int V, NormWeights kWeights>
 __device__ __forceinline__ void keep_sums(const LstmBackwardArguments<T>& call, const LstmPlace& place,
-                                          const LstmGates<T, V, kWeights>& gates,
-                                          const ThreadSums<Wide<T>, kWeights>& sums) {
+                                          const LstmGates<kUpdate, T, V, kWeights>& gates,
+                                          const ThreadSums<kUpdate, Wide<T>, kWeights>& sums) {
   using W = Wide<T>;
   FASTSAM_SHARED(TermSums<W>, of_warps, kLstmWarps * kLstmTerms);
   const int warp = threadIdx.x / kWarp, lane = threadIdx.x % kWarp;
@@ -67,11 +48,11 @@ __device__ __forceinline__ void keep_sums(const LstmBackwardArguments<T>& call, 
     if (!gates.normalised(term)) continue;
     TermSums<W> of_warp = {0, 0};
 #pragma unroll
-    for (int part = 0; part < ThreadSums<W, kWeights>::kParts; ++part) {
+    for (int part = 0; part < ThreadSums<kUpdate, W, kWeights>::kParts; ++part) {
       const TermSums<W> sum = {warp_sum(sums.of[term][part].dy), warp_sum(sums.of[term][part].dy_centred)};
       if constexpr (kWeights == NormWeights::kChannel) {
         const int64_t row =
-            (term * call.split.samples + place.sample) * 4 * call.in.channels + part * call.in.channels + place.row;
+            ((term * call.split.samples + place.sample) * kGatesOf<kUpdate> + part) * call.in.channels + place.row;
         if (lane == 0 && place.valid) call.of_channels[row * call.split.chunks + place.chunk] = sum;
         const W weight = gates.weight(term, part, 0)[0];
         of_warp = {of_warp.dy + weight * sum.dy, of_warp.dy_centred + weight * sum.dy_centred};
@@ -96,30 +77,30 @@ __device__ __forceinline__ void keep_sums(const LstmBackwardArguments<T>& call, 
 template <class T>
 constexpr int kLstmBackwardBlocks = sizeof(Wide<T>) == 4 ? 2 : 1;
 
-template <class T, int V, NormWeights kWeights>
+template <Update kUpdate, class T, int V, NormWeights kWeights>
 __global__ void __launch_bounds__(kLstmThreads, kLstmBackwardBlocks<T>)
     lstm_gates_backward_kernel(LstmBackwardArguments<T> call) {
   using W = Wide<T>;
+  constexpr int kGates = kGatesOf<kUpdate>;
   const LstmPlace place = lstm_place(call.split);
-  const LstmGates<T, V, kWeights> gates(call.in, place.sample, place.row,
-                                        saved_statistics<T>(call.statistics, place.sample));
+  const LstmGates<kUpdate, T, V, kWeights> gates(call.in, place.sample, place.row,
+                                                 saved_statistics<T>(call.statistics, place.sample));
   const Global<const T> c = call.in.c.row(place.sample, place.row), dh = call.dh.row(place.sample, place.row),
                         dc_new = call.dc_new.row(place.sample, place.row);
   const int64_t channels = call.in.channels, positions = call.in.positions;
   const int64_t row = (place.sample * channels + place.row) * positions;
-  const int64_t gate_rows = (place.sample * 4 * channels + place.row) * positions;
+  const int64_t gate_rows = (place.sample * kGates * channels + place.row) * positions;
   const bool copy = call.dx[1] != nullptr && !gates.normalised(1);
-  ThreadSums<W, kWeights> sums;
+  const bool has_dc_new = kUpdate != Update::kProduct || call.dc_new.data != nullptr;
+  ThreadSums<kUpdate, W, kWeights> sums;
 #pragma unroll 1  // more would cost the registers of other warps
   for (int64_t at = place.begin + threadIdx.x % kWarp * V; at < place.end; at += kWarp * V) {
-    const LstmActivations<W, V> a = lstm_activations(gates, call.in.forget_bias, at);
-    Lanes<W, V> da[4], dcell = load_lanes<T, V>(dc_new + at);
-    gate_gradients(a, load_lanes<T, V>(c + at), load_lanes<T, V>(dh + at), dcell, da);
+    const GateUpdate<kUpdate, W, V> update = gates.update(load_lanes<T, V>(c + at), at);
+    Lanes<W, V> da[kGates], of_c_new = {};
+    if (has_dc_new) of_c_new = load_lanes<T, V>(dc_new + at);
+    store_lanes<T, V>(call.dc + (row + at), update.gradients(load_lanes<T, V>(dh + at), of_c_new, da));
 #pragma unroll
-    for (int i = 0; i < V; ++i) dcell[i] *= a.f[i];
-    store_lanes<T, V>(call.dc + (row + at), dcell);
-#pragma unroll
-    for (int gate = 0; gate < 4; ++gate) {
+    for (int gate = 0; gate < kGates; ++gate) {
       const int64_t to = gate_rows + gate * channels * positions + at;
       store_lanes<T, V>(call.dx[0] + to, da[gate]);
       if (copy) store_lanes<T, V>(call.dx[1] + to, da[gate]);
@@ -155,12 +136,12 @@ struct LstmBackwardPlan {
     const int64_t channels = layout.channels(), positions = layout.positions();
     split = lstm_split(call.batch, channels, positions, layout.width(), launch.multiprocessors);
     const int64_t groups = weights == NormWeights::kPosition || call.batch == 0 ? 1 : call.batch;
-    norm_split = lstm_split(groups, 4 * channels, positions, layout.width(), launch.multiprocessors);
+    norm_split = lstm_split(groups, layout.rows(), positions, layout.width(), launch.multiprocessors);
     if (weights == NormWeights::kNone) return;
     of_samples = call.batch * split.blocks * kLstmTerms;
-    if (weights == NormWeights::kChannel) of_channels = kLstmTerms * call.batch * 4 * channels * split.chunks;
+    if (weights == NormWeights::kChannel) of_channels = kLstmTerms * call.batch * layout.rows() * split.chunks;
     if (weights == NormWeights::kPosition && call.batch > kSampleTile) {
-      partial = kLstmTerms * 2 * 4 * channels * positions;
+      partial = kLstmTerms * 2 * layout.rows() * positions;
     }
   }
 
@@ -187,7 +168,8 @@ LstmNormArguments<DeviceType<S>> lstm_backward_arguments(const LstmGatesBackward
   auto* const partial = static_cast<typename LstmBackwardPlan<S>::Number*>(workspace);  // first: it goes by vectors
   auto* const sums = reinterpret_cast<typename LstmBackwardPlan<S>::Sums*>(partial + plan.partial);
   const int64_t count = call.batch * call.channels * call.positions;
-  const int64_t weights = 4 * call.channels * (call.weights_have_positions ? call.positions : 1);
+  const int64_t gates = gates_of(call.update);
+  const int64_t weights = gates * call.channels * (call.weights_have_positions ? call.positions : 1);
   LstmNormArguments<DeviceType<S>> arguments = {
       {plan.layout.inputs(platform, call),
        plan.split,
@@ -204,7 +186,7 @@ LstmNormArguments<DeviceType<S>> lstm_backward_arguments(const LstmGatesBackward
       platform.output(plan.partial > 0 ? partial : nullptr, plan.partial, "gradients of weights so far")};
   for (int term = 0; term < kLstmTerms; ++term) {
     const LstmTermGradients<S>& gradients = call.gradients[term];
-    arguments.first.dx[term] = platform.output(on_device(gradients.x), 4 * count, "dx");
+    arguments.first.dx[term] = platform.output(on_device(gradients.x), gates * count, "dx");
     arguments.first.statistics[term] = platform.input(call.statistics[term], 2 * call.batch, "statistics");
     arguments.dweight[term] = platform.output(on_device(gradients.weight), weights, "dweight");
     arguments.dbias[term] = platform.output(on_device(gradients.bias), weights, "dbias");
@@ -212,29 +194,22 @@ LstmNormArguments<DeviceType<S>> lstm_backward_arguments(const LstmGatesBackward
   return arguments;
 }
 
-template <class S, int V, NormWeights kWeights, class Platform>
-void lstm_backward_launches(const LstmNormArguments<DeviceType<S>>& arguments, const Platform& platform) {
-  using T = DeviceType<S>;
-  platform.start("lstm_gates_backward", lstm_shape(arguments.first.split), lstm_gates_backward_kernel<T, V, kWeights>,
-                 arguments.first);
-  if constexpr (kWeights != NormWeights::kNone) {
-    platform.start("lstm_norm_backward", lstm_shape(arguments.split), lstm_norm_backward_kernel<T, V, kWeights>,
-                   arguments);
-  }
-}
-
 template <class S, int V, class Platform>
 void lstm_backward_by_vectors(const LstmGatesBackward<S>& call, void* workspace, const LstmBackwardPlan<S>& plan,
                               const Platform& platform) {
+  using T = DeviceType<S>;
   const auto arguments = lstm_backward_arguments(call, workspace, plan, platform);
-  switch (plan.weights) {
-    case NormWeights::kNone:
-      return lstm_backward_launches<S, V, NormWeights::kNone>(arguments, platform);
-    case NormWeights::kChannel:
-      return lstm_backward_launches<S, V, NormWeights::kChannel>(arguments, platform);
-    case NormWeights::kPosition:
-      return lstm_backward_launches<S, V, NormWeights::kPosition>(arguments, platform);
-  }
+  with_norm_weights(plan.weights, [&](auto weights) {
+    constexpr NormWeights kWeights = decltype(weights)::value;
+    with_update(call.update, [&](auto update) {
+      platform.start("lstm_gates_backward", lstm_shape(plan.split),
+                     lstm_gates_backward_kernel<decltype(update)::value, T, V, kWeights>, arguments.first);
+    });
+    if constexpr (kWeights != NormWeights::kNone) {
+      platform.start("lstm_norm_backward", lstm_shape(plan.norm_split), lstm_norm_backward_kernel<T, V, kWeights>,
+                     arguments);
+    }
+  });
 }
 
 template <class S, class Platform>

@@ -1,8 +1,12 @@
-// What the kernels of the LSTM gates share: how the work is cut up, the terms whose sum the gates are, normalised or
-// not, and the activations. Equations: fastsam/ops/lstm_gates/eager.py.
+// What the kernels of the LSTM gates, which serve lstm_gates, memory_gates and norm_gate, share: how the work is cut
+// up, and the terms whose sum the gates are, normalised or not.
 #pragma once
 
+#include <type_traits>
+
 #include "fastsam/launch.cuh"
+#include "fastsam/lstm_lanes.cuh"
+#include "fastsam/lstm_updates.cuh"
 
 namespace fastsam::cuda {
 
@@ -68,41 +72,6 @@ __device__ __forceinline__ LstmPlace lstm_place(const LstmSplit& split) {
   return {blockIdx.x / split.blocks, valid ? row : 0, chunk, valid ? begin : 0, valid ? end : 0, valid};
 }
 
-// V consecutive values in the type of the arithmetic.
-template <class W, int V>
-struct Lanes {
-  W value[V];
-  __device__ __forceinline__ W& operator[](int i) { return value[i]; }
-  __device__ __forceinline__ const W& operator[](int i) const { return value[i]; }
-};
-
-// Elements of one access: as many as V needs, up to 16 bytes.
-template <class T, int V>
-constexpr int kPiece = V * sizeof(T) <= 16 ? V : 16 / static_cast<int>(sizeof(T));
-
-template <class T, int V>
-__device__ __forceinline__ Lanes<Wide<T>, V> load_lanes(Global<const T> from) {
-  Lanes<Wide<T>, V> lanes;
-#pragma unroll
-  for (int first = 0; first < V; first += kPiece<T, V>) {
-    const auto piece = load<Vec<T, kPiece<T, V>>>(from + first);
-#pragma unroll
-    for (int i = 0; i < kPiece<T, V>; ++i) lanes[first + i] = widen(piece[i]);
-  }
-  return lanes;
-}
-
-template <class T, int V>
-__device__ __forceinline__ void store_lanes(Global<T> to, const Lanes<Wide<T>, V>& lanes) {
-#pragma unroll
-  for (int first = 0; first < V; first += kPiece<T, V>) {
-    Vec<T, kPiece<T, V>> piece;
-#pragma unroll
-    for (int i = 0; i < kPiece<T, V>; ++i) piece[i] = narrow<T>(lanes[first + i]);
-    store(to + first, piece);
-  }
-}
-
 // In lane 0: the sum over the warp.
 template <class W>
 __device__ __forceinline__ W warp_sum(W value) {
@@ -110,11 +79,6 @@ __device__ __forceinline__ W warp_sum(W value) {
   for (int step = kWarp / 2; step > 0; step /= 2) value += __shfl_down_sync(0xffffffffu, value, step);
   return value;
 }
-
-__device__ __forceinline__ float sigmoid(float x) { return __fdividef(1.0f, 1.0f + expf(-x)); }
-__device__ __forceinline__ double sigmoid(double x) { return 1.0 / (1.0 + exp(-x)); }
-__device__ __forceinline__ float hyperbolic_tangent(float x) { return tanhf(x); }
-__device__ __forceinline__ double hyperbolic_tangent(double x) { return tanh(x); }
 
 // A (B, rows, positions) map.
 template <class T>
@@ -128,7 +92,7 @@ struct LstmMap {
   }
 };
 
-// x has four times the channels of the state; the four gates of a channel are `channels` rows apart.
+// x has the channels of the state once for each gate; the gates of a channel are `channels` rows apart.
 template <class T>
 struct LstmDeviceTerm {
   LstmMap<T> x;
@@ -141,7 +105,7 @@ struct LstmInputs {
   int64_t positions;
   LstmDeviceTerm<T> terms[kLstmTerms];
   LstmMap<T> c;
-  Wide<T> forget_bias;
+  UpdateRule<Wide<T>> rule;
 };
 
 template <class W>
@@ -149,12 +113,14 @@ struct LstmStatistics {
   W mean[kLstmTerms], rstd[kLstmTerms];
 };
 
-// The terms at the four gates of one channel of one sample.
-template <class T, int V, NormWeights kWeights>
+// The terms at the gates of one channel of one sample.
+template <Update kUpdate, class T, int V, NormWeights kWeights>
 class LstmGates {
   using W = Wide<T>;
 
  public:
+  static constexpr int kGates = kGatesOf<kUpdate>;
+
   __device__ __forceinline__ LstmGates(const LstmInputs<T>& in, int64_t sample, int64_t channel,
                                        const LstmStatistics<W>& statistics)
       : in_(in), sample_(sample), channel_(channel), statistics_(statistics) {
@@ -163,7 +129,7 @@ class LstmGates {
       for (int term = 0; term < kLstmTerms; ++term) {
         if (!normalised(term)) continue;
 #pragma unroll
-        for (int gate = 0; gate < 4; ++gate) {
+        for (int gate = 0; gate < kGates; ++gate) {
           weight_[term][gate] = widen(in.terms[term].weight[row(gate)]);
           bias_[term][gate] = widen(in.terms[term].bias[row(gate)]);
         }
@@ -187,17 +153,21 @@ class LstmGates {
     return parameter(in_.terms[term].weight, weight_[term][gate], gate, at);
   }
 
-  // The sum of the terms.
-  __device__ __forceinline__ Lanes<W, V> sum(int gate, int64_t at) const {
-    Lanes<W, V> sum = output(0, gate, at);
-    if (in_.terms[1].x.data == nullptr) return sum;
-    const Lanes<W, V> second = output(1, gate, at);
+  // What becomes of the state `c` with the sums of the terms as gates.
+  __device__ __forceinline__ GateUpdate<kUpdate, W, V> update(const Lanes<W, V>& c, int64_t at) const {
+    Lanes<W, V> a[kGates];
 #pragma unroll
-    for (int i = 0; i < V; ++i) sum[i] += second[i];
-    return sum;
+    for (int gate = 0; gate < kGates; ++gate) a[gate] = sum(gate, at);
+    return {a, c, in_.rule};
   }
 
  private:
+  // The sum of the terms.
+  __device__ __forceinline__ Lanes<W, V> sum(int gate, int64_t at) const {
+    const Lanes<W, V> first = output(0, gate, at);
+    return in_.terms[1].x.data == nullptr ? first : first + output(1, gate, at);
+  }
+
   __device__ __forceinline__ int64_t row(int gate) const { return gate * in_.channels + channel_; }
 
   __device__ __forceinline__ Lanes<W, V> input(int term, int gate, int64_t at) const {
@@ -228,30 +198,35 @@ class LstmGates {
   const LstmInputs<T>& in_;
   const int64_t sample_, channel_;
   const LstmStatistics<W> statistics_;
-  W weight_[kLstmTerms][4] = {}, bias_[kLstmTerms][4] = {};
+  W weight_[kLstmTerms][kGates] = {}, bias_[kLstmTerms][kGates] = {};
 };
-
-// Of V positions.
-template <class W, int V>
-struct LstmActivations {
-  Lanes<W, V> i, f, g, o;
-};
-
-template <class T, int V, NormWeights kWeights>
-__device__ __forceinline__ LstmActivations<Wide<T>, V> lstm_activations(const LstmGates<T, V, kWeights>& gates,
-                                                                        Wide<T> forget_bias, int64_t at) {
-  LstmActivations<Wide<T>, V> a = {gates.sum(0, at), gates.sum(1, at), gates.sum(2, at), gates.sum(3, at)};
-#pragma unroll
-  for (int i = 0; i < V; ++i) {
-    a.i[i] = sigmoid(a.i[i]);
-    a.f[i] = sigmoid(a.f[i] + forget_bias);
-    a.g[i] = hyperbolic_tangent(a.g[i]);
-    a.o[i] = sigmoid(a.o[i]);
-  }
-  return a;
-}
 
 #ifndef __CUDACC_RTC__  // the host's part
+
+// use() with the update, or with the kind of weights, as a constant.
+template <class Use>
+void with_update(Update update, const Use& use) {
+  switch (update) {
+    case Update::kLstm:
+      return use(std::integral_constant<Update, Update::kLstm>());
+    case Update::kMemory:
+      return use(std::integral_constant<Update, Update::kMemory>());
+    case Update::kProduct:
+      return use(std::integral_constant<Update, Update::kProduct>());
+  }
+}
+
+template <class Use>
+void with_norm_weights(NormWeights weights, const Use& use) {
+  switch (weights) {
+    case NormWeights::kNone:
+      return use(std::integral_constant<NormWeights, NormWeights::kNone>());
+    case NormWeights::kChannel:
+      return use(std::integral_constant<NormWeights, NormWeights::kChannel>());
+    case NormWeights::kPosition:
+      return use(std::integral_constant<NormWeights, NormWeights::kPosition>());
+  }
+}
 
 // How kernels see the maps of a call: where the channels of every map lie side by side, a sample is one row, so that
 // vectors fit whatever the positions are; and where all addresses and strides allow it, kernels go by vectors of
@@ -264,10 +239,11 @@ class LstmLayout {
       : widest_(widest),
         batch_(call.batch),
         channels_(call.channels),
+        gates_(gates_of(call.update)),
         positions_(call.positions),
         folded_(norm_weights(call) != NormWeights::kChannel) {
     for (const LstmTerm<S>& term : call.terms) {
-      add(term.x, 4 * channels_);
+      add(term.x, gates_ * channels_);
       add(term.weight);
       add(term.bias);
     }
@@ -285,6 +261,7 @@ class LstmLayout {
   void add(const void* address) { addresses_ |= reinterpret_cast<uintptr_t>(address); }
 
   int64_t channels() const { return folded_ ? 1 : channels_; }
+  int64_t rows() const { return gates_ * channels(); }  // of a term
   int64_t positions() const { return folded_ ? channels_ * positions_ : positions_; }
 
   // Elements of a vector.
@@ -304,12 +281,11 @@ class LstmLayout {
   template <class Call, class Platform>
   LstmInputs<DeviceType<S>> inputs(const Platform& platform, const Call& call) const {
     LstmInputs<DeviceType<S>> inputs = {
-        channels(), positions(), {}, map(platform, call.c, channels_, "c"), call.forget_bias};
-    const int64_t weights = 4 * channels_ * (call.weights_have_positions ? positions_ : 1);
+        channels(), positions(), {}, map(platform, call.c, channels_, "c"), {call.form, call.constant}};
+    const int64_t rows = gates_ * channels_, weights = rows * (call.weights_have_positions ? positions_ : 1);
     for (int term = 0; term < kLstmTerms; ++term) {
       const LstmTerm<S>& from = call.terms[term];
-      inputs.terms[term] = {map(platform, from.x, 4 * channels_, "x"),
-                            platform.input(on_device(from.weight), weights, "weight"),
+      inputs.terms[term] = {map(platform, from.x, rows, "x"), platform.input(on_device(from.weight), weights, "weight"),
                             platform.input(on_device(from.bias), weights, "bias")};
     }
     return inputs;
@@ -317,7 +293,7 @@ class LstmLayout {
 
  private:
   int widest_;
-  int64_t batch_, channels_, positions_;
+  int64_t batch_, channels_, gates_, positions_;
   bool folded_;
   uintptr_t addresses_ = 0;
   int64_t batch_strides_ = 0, row_strides_ = 0;

@@ -19,10 +19,10 @@ struct LstmBackwardArguments {
   LstmSplit split;
   LstmMap<T> dh, dc_new;
   Global<T> dc;                                  // (B, C, N)
-  Global<T> dx[kLstmTerms];                      // (B, 4C, N); nullptr of the second: there is none
+  Global<T> dx[kLstmTerms];                      // (B, G C, N); nullptr of the second: there is none
   Global<const Wide<T>> statistics[kLstmTerms];  // (B, 2)
   Global<TermSums<Wide<T>>> of_samples;          // (B, blocks, terms): parts of the sums over each sample
-  Global<TermSums<Wide<T>>> of_channels;         // (terms, B, 4C, chunks), of da; only with weights of one a channel
+  Global<TermSums<Wide<T>>> of_channels;         // (terms, B, G C, chunks), of da; only with weights of one a channel
 };
 
 template <class T>
@@ -43,7 +43,7 @@ struct LstmNormArguments {
   LstmBackwardArguments<T> first;                    // of the first launch
   LstmSplit split;                                   // of the terms' rows; of one sample if a block takes all
   Global<T> dweight[kLstmTerms], dbias[kLstmTerms];  // as the weights
-  Global<Wide<T>> partial;                           // (terms, 2, 4C, N): dweight and dbias of the samples so far
+  Global<Wide<T>> partial;                           // (terms, 2, G C, N): dweight and dbias of the samples so far
 
   __device__ __forceinline__ bool normalised(int term) const { return first.in.terms[term].weight != nullptr; }
 };
@@ -64,7 +64,7 @@ __device__ __forceinline__ void lstm_corrections(const LstmNormArguments<T>& cal
                                                  Shared<Correction<Wide<T>>> corrections) {
   using W = Wide<T>;
   const int lane = threadIdx.x % kWarp, blocks = static_cast<int>(call.first.split.blocks);
-  const W count = static_cast<W>(4 * call.first.in.channels * call.first.in.positions);
+  const W count = static_cast<W>(call.split.rows * call.first.in.positions);
   for (int index = threadIdx.x / kWarp; index < samples; index += kLstmWarps) {
     const int64_t sample = first + index;
     const LstmStatistics<W> statistics = saved_statistics<T>(call.first.statistics, sample);
@@ -91,7 +91,7 @@ __device__ __forceinline__ void lstm_corrections(const LstmNormArguments<T>& cal
 template <class T>
 __device__ __forceinline__ void channel_weight_gradients(const LstmNormArguments<T>& call, int64_t row) {
   using W = Wide<T>;
-  const int64_t samples = call.first.split.samples, chunks = call.first.split.chunks, rows = 4 * call.first.in.channels;
+  const int64_t samples = call.first.split.samples, chunks = call.first.split.chunks, rows = call.split.rows;
 #pragma unroll
   for (int term = 0; term < kLstmTerms; ++term) {
     if (!call.normalised(term)) continue;
@@ -155,7 +155,7 @@ __device__ __forceinline__ void norm_gradients(const LstmNormArguments<T>& call,
     }
   }
   for (int index = 0; index < samples; ++index) {
-    const int64_t sample = first + index, out = (sample * 4 * in.channels + row) * in.positions + at;
+    const int64_t sample = first + index, out = (sample * call.split.rows + row) * in.positions + at;
     const Lanes<W, V> da = load_lanes<T, V>(call.first.dx[0] + out);
 #pragma unroll
     for (int i = 0; i < V; ++i) dbias[i] += da[i];
@@ -175,7 +175,7 @@ __device__ __forceinline__ void norm_gradients(const LstmNormArguments<T>& call,
   }
   if constexpr (kPosition) {
     const TilePlace tile = {first == 0, first + samples == call.first.split.samples};
-    const int64_t count = 4 * in.channels * in.positions;
+    const int64_t count = call.split.rows * in.positions;
 #pragma unroll
     for (int term = 0; term < kLstmTerms; ++term) {
       if (!call.normalised(term)) continue;

@@ -159,11 +159,23 @@ struct SeparableGatesBackward {
   W* dbias;  // (3C) or nullptr
 };
 
-// A summand of the gates i, f, g, o. One with weights is normalised over all channels and positions of a sample.
+// What the kernels of the LSTM gates make of the gates a, rows of C channels each, and of a state c (B, C, N); s is the
+// sigmoid:
+//   kLstm     a = (i, f, g, o)  c_new = s(f + constant) c + s(i) tanh(g)  h = s(o) tanh(c_new)
+//   kMemory   a = (i, g, o)     c_new = (1 - s(i)) c + s(i) tanh(g)       h = s(o) c_new
+//   kProduct  a = (a)           c_new = a                                 h = constant act(a) c
+enum class Update : int64_t { kLstm, kMemory, kProduct };
+
+// kLstm, kMemory: whether h is as above, or s(o), because a norm comes between c_new and h. kProduct: what act is.
+enum class Form : int64_t { kHidden = 0, kGate = 1, kIdentity = 0, kTanh = 1, kSigmoid = 2 };
+
+constexpr int gates_of(Update update) { return update == Update::kLstm ? 4 : update == Update::kMemory ? 3 : 1; }
+
+// A summand of the gates, G rows of C channels. One with weights is normalised over all of a sample.
 template <class S, class W = Compute<S>>
 struct LstmTerm {
-  Map<const S> x;   // (B, 4C, N); without data where there is no second summand
-  const W* weight;  // (4C) or (4C, N), or nullptr
+  Map<const S> x;   // (B, G C, N); without data where there is no second summand
+  const W* weight;  // (G C) or (G C, N), or nullptr
   const W* bias;    // as weight
 };
 
@@ -174,19 +186,21 @@ struct LstmGatesForward {
   int64_t batch;
   int64_t channels;
   int64_t positions;
-  int64_t weights_have_positions;  // 1 where weight and bias are (4C, N)
+  int64_t weights_have_positions;  // 1 where weight and bias are (G C, N)
+  Update update;
+  Form form;
   LstmTerm<S, W> terms[kLstmTerms];
   Map<const S> c;
-  Compute<S> forget_bias;
+  Compute<S> constant;
   Compute<S> eps;
   S* h;                                // (B, C, N)
-  S* c_new;                            // (B, C, N)
+  S* c_new;                            // (B, C, N); nullptr where it is not kept, with kProduct only
   Compute<S>* statistics[kLstmTerms];  // (B, 2): mean and 1 / sqrt(variance + eps) of a term with weights
 };
 
 template <class S, class W = Compute<S>>
 struct LstmTermGradients {
-  S* x;       // (B, 4C, N); of the second summand nullptr where it is that of the first, both without weights
+  S* x;       // (B, G C, N); of the second summand nullptr where it is that of the first, both without weights
   W* weight;  // as the weights of the term
   W* bias;
 };
@@ -197,11 +211,13 @@ struct LstmGatesBackward {
   int64_t channels;
   int64_t positions;
   int64_t weights_have_positions;
+  Update update;
+  Form form;
   LstmTerm<S, W> terms[kLstmTerms];
   Map<const S> c;
-  Compute<S> forget_bias;
+  Compute<S> constant;
   Map<const S> dh;
-  Map<const S> dc_new;
+  Map<const S> dc_new;  // without data where c_new is not kept
   const Compute<S>* statistics[kLstmTerms];
   LstmTermGradients<S, W> gradients[kLstmTerms];
   S* dc;  // (B, C, N)

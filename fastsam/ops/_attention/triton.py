@@ -10,12 +10,12 @@ from fastsam.ops._attention import Context, Source, SourceGradients
 from fastsam.ops._attention import triton_tiles as tiles
 from fastsam.ops._attention.triton_backward import attention_column_gradients, attention_query_gradients
 from fastsam.ops._attention.triton_forward import attention_forward
-from fastsam.ops._attention.triton_tiles import Sizes, strides, whole
+from fastsam.ops._attention.triton_tiles import Sizes, whole
 from fastsam.ops._attention.triton_weights import attention_sum_parts
 from fastsam.ops._dispatch import arithmetic
 from fastsam.ops._native import dense, new_map, weights
-from fastsam.ops._triton.configurations import configuration
-from fastsam.ops._triton.launch import ceil_div, run
+from fastsam.ops._triton.configurations import Configuration, launched
+from fastsam.ops._triton.launch import ceil_div, run, strides
 
 POSITIONS_OF_PART = 512
 """So many positions of the batch share a part of the weights' gradients, which is not much larger than they are."""
@@ -47,12 +47,15 @@ def forward(
         return z, contexts
     sizes, positions = Sizes.of(sources, value_bias.shape[0]), h.shape[2] * h.shape[3]
     of_h, of_m = _two([_readable(source) for source in sources], _NO_SOURCE)
-    choice = configuration("attention_forward", h, sizes.numbers, tiles.forward(sizes))
-    grid = (h.shape[0] * ceil_div(positions, choice["BLOCK_QUERIES"]),)
-    arguments = [*strides(of_h.x), *strides(of_m.x), *of_h[1:], *of_m[1:], weights(value_bias, h.dtype), z]
+    arguments = [*_map(of_h.x), *_map(of_m.x), *of_h[1:], *of_m[1:], weights(value_bias, h.dtype), z]
     arguments += [*_tensors_of(contexts), positions, len(sources)]
-    constants = {**sizes.constants(), **choice, "SAVE": save, "WHOLE": whole(positions, choice)}
-    run(attention_forward, grid, h, *arguments, **constants)
+
+    def launch(choice: Configuration) -> None:
+        grid = (h.shape[0] * ceil_div(positions, choice["BLOCK_QUERIES"]),)
+        constants = {**sizes.constants(), **choice, "SAVE": save, "WHOLE": whole(positions, choice)}
+        run(attention_forward, grid, h, *arguments, **constants)
+
+    launched(sizes.operator, "attention_forward", h, sizes.numbers, tiles.forward(sizes), launch)
     return z, contexts
 
 
@@ -81,16 +84,20 @@ def _query_gradients(
     """The first launch: query, dR, dquery and delta of every position of every source."""
     batch, _, height, width = dz.shape
     positions, constants = height * width, sizes.constants()
-    choice = configuration("attention_query_gradients", dz, sizes.numbers, tiles.query_gradients(sizes))
     channels, depth = constants["CHANNELS"], constants["DEPTH"]
     query, dr, dquery = (dz.new_empty(len(sources), batch, positions, size) for size in (depth, channels, depth))
     delta = dz.new_empty((len(sources), batch, positions), dtype=arithmetic(dz.dtype))
     rows = (query, dr, dquery, delta)
     of_h, of_m = _two(sources, _NO_SOURCE)
-    grid = (len(sources) * batch * ceil_div(positions, choice["BLOCK_QUERIES"]),)
-    arguments = [*strides(of_h.x), *strides(of_m.x), *of_h[1:], *of_m[1:], *strides(dz), *_tensors_of(contexts)]
-    constants |= {**choice, "WHOLE": whole(positions, choice)}
-    run(attention_query_gradients, grid, dz, *arguments, *rows, batch, positions, **constants)
+    arguments = [*_map(of_h.x), *_map(of_m.x), *of_h[1:], *of_m[1:], *_map(dz), *_tensors_of(contexts)]
+    arguments += [*rows, batch, positions]
+
+    def launch(choice: Configuration) -> None:
+        grid = (len(sources) * batch * ceil_div(positions, choice["BLOCK_QUERIES"]),)
+        fits = {"WHOLE": whole(positions, choice)}
+        run(attention_query_gradients, grid, dz, *arguments, **constants, **choice, **fits)
+
+    launched(sizes.operator, "attention_query_gradients", dz, sizes.numbers, tiles.query_gradients(sizes), launch)
     return rows
 
 
@@ -104,25 +111,27 @@ def _column_gradients(
 ) -> tuple[Tensor, Tensor | None]:
     """The second launch: the maps' gradients, and parts of the weights' and of the key maps' gradients."""
     batch, _, height, width = dz.shape
-    positions, constants = height * width, sizes.constants()
-    choice = configuration("attention_column_gradients", dz, sizes.numbers, tiles.column_gradients(sizes))
-    blocks = batch * ceil_div(positions, choice["BLOCK_COLUMNS"])
+    positions, wide = height * width, arithmetic(dz.dtype)
     splits = min(ceil_div(batch * positions, POSITIONS_OF_PART), MOST_PARTS)
-    wide = arithmetic(dz.dtype)
     elements = len(sources) * ((sizes.D + sizes.CZ) * sizes.C + sizes.D) + sizes.CZ
     parts = dz.new_empty((splits, elements), dtype=wide)
-    dkeys = key_parts = None
-    if sizes.HAS_KEYS:
-        dkeys = torch.empty_like(rows[0])
-        key_parts = dz.new_empty((blocks, len(sources), sizes.D, sizes.C), dtype=wide)
-    down = ceil_div(sizes.D, choice["SCORE_TILE"]) + ceil_div(sizes.CZ, choice["VALUE_TILE"])
-    part_programs = splits * down * ceil_div(sizes.C, choice["CHANNEL_TILE"])
+    dkeys = torch.empty_like(rows[0]) if sizes.HAS_KEYS else None
     of_h, of_m = _two(sources, _NO_SOURCE)
-    arguments = [*strides(of_h.x), *strides(of_m.x), of_h.score, of_m.score, of_h.key, of_m.key, *strides(dz)]
-    arguments += [*_tensors_of(contexts), *rows, dkeys, *_two(maps, None), parts, key_parts, batch, positions, splits]
-    constants |= {**choice, "WHOLE": whole(positions, choice)}
-    run(attention_column_gradients, (len(sources) * (blocks + part_programs),), dz, *arguments, **constants)
-    return parts, key_parts
+    arguments = [*_map(of_h.x), *_map(of_m.x), of_h.score, of_m.score, of_h.key, of_m.key, *_map(dz)]
+    arguments += [*_tensors_of(contexts), *rows, dkeys, *_two(maps, None), parts]
+
+    def launch(choice: Configuration) -> Tensor | None:
+        blocks, key_parts = batch * ceil_div(positions, choice["BLOCK_COLUMNS"]), None
+        if sizes.HAS_KEYS:
+            key_parts = dz.new_empty((blocks, len(sources), sizes.D, sizes.C), dtype=wide)
+        down = ceil_div(sizes.D, choice["SCORE_TILE"]) + ceil_div(sizes.CZ, choice["VALUE_TILE"])
+        grid = (len(sources) * (blocks + splits * down * ceil_div(sizes.C, choice["CHANNEL_TILE"])),)
+        constants = {**sizes.constants(), **choice, "WHOLE": whole(positions, choice)}
+        run(attention_column_gradients, grid, dz, *arguments, key_parts, batch, positions, splits, **constants)
+        return key_parts
+
+    candidates = tiles.column_gradients(sizes)
+    return parts, launched(sizes.operator, "attention_column_gradients", dz, sizes.numbers, candidates, launch)
 
 
 def _sum_parts(
@@ -137,6 +146,11 @@ def _sum_parts(
     arguments = [of_positions, of_positions.shape[0], of_columns, count, *of_h, *of_m, dvalue_bias]
     constants = {name: getattr(sizes, name) for name in ("C", "D", "CZ", "SOURCES", "HAS_KEYS")}
     run(attention_sum_parts, (programs,), dvalue_bias, *arguments, BLOCK=SUMS, **constants)
+
+
+def _map(x: Tensor | None) -> tuple[Tensor | None, int, int]:
+    """A map and its strides of batch and channel."""
+    return (x, *strides(x))  # type: ignore[return-value]
 
 
 def _two(items: Sequence[Any], none: Any) -> Sequence[Any]:

@@ -1,19 +1,18 @@
 """Sizes of the tiles of the attention's Triton kernels, and what their calls have in common.
 
 The first candidate of each list is within 99 KiB of shared memory, what the smallest card can have. Up to 128 channels,
-with keys of 16 or folded ones, it has no spills on whole tiles; with larger key maps some numbers do not find room in
-registers. A warp needs 16 rows to have work of its own in a chain of products, so the
-rows of a program are 16 times its warps, but for products without tensor cores, where a thread has all of the depth of
-its operands in registers.
+with keys of 16 or folded ones, it has no spills on whole tiles, and a few numbers on others, for their masks; with
+larger key maps some more do not find room in registers. A warp needs 16 rows to have work of its own in a chain of
+products, so the rows of a program are 16 times its warps, but for products without tensor cores, where a thread has all
+of the depth of its operands in registers.
 """
 
+import functools
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from torch import Tensor
-
 from fastsam.ops._attention import Source
-from fastsam.ops._triton.configurations import Configuration
+from fastsam.ops._triton.configurations import MOST_PROBLEMS, Configuration, distinct
 from fastsam.ops._triton.launch import padded, precision
 
 KEY_BYTES = 32 * 1024
@@ -46,6 +45,11 @@ class Sizes(NamedTuple):
         )
 
     @property
+    def operator(self) -> str:
+        """The operator's name."""
+        return "self_attention" if self.SOURCES == 1 else "double_attention"
+
+    @property
     def numbers(self) -> tuple[int, ...]:
         """What decides, next to the kind of arithmetic and the positions, which tiles are the fastest."""
         return self.C, self.D, self.CZ, self.SOURCES, int(self.HAS_KEYS)
@@ -56,19 +60,24 @@ class Sizes(NamedTuple):
         return max(64, padded(max(self.C, self.D)))
 
     def constants(self) -> dict[str, Any]:
-        """The constants of the kernels but for tile sizes."""
-        channels, depth = padded(self.C), padded(self.D)
-        return {
-            "C": self.C,
-            "D": self.D,
-            "CZ": self.CZ,
-            "CHANNELS": channels,
-            "DEPTH": depth,
-            "KEY_CHUNK": min(channels, KEY_BYTES // (depth * self.itemsize)),
-            "SOURCES": self.SOURCES,
-            "HAS_KEYS": self.HAS_KEYS,
-            "PRECISION": self.PRECISION,
-        }
+        """The constants of the kernels but for tile sizes. Not to be changed."""
+        return _constants(self)
+
+
+@functools.lru_cache(MOST_PROBLEMS)
+def _constants(sizes: Sizes) -> dict[str, Any]:
+    channels, depth = padded(sizes.C), padded(sizes.D)
+    return {
+        "C": sizes.C,
+        "D": sizes.D,
+        "CZ": sizes.CZ,
+        "CHANNELS": channels,
+        "DEPTH": depth,
+        "KEY_CHUNK": min(channels, KEY_BYTES // (depth * sizes.itemsize)),
+        "SOURCES": sizes.SOURCES,
+        "HAS_KEYS": sizes.HAS_KEYS,
+        "PRECISION": sizes.PRECISION,
+    }
 
 
 # Rows of a program, columns of a tile that streams past, channels of a weight matrix at a time, warps, stages. Each
@@ -103,7 +112,7 @@ _COLUMN_GRADIENTS: dict[tuple[str, int], list[_Tiles]] = {
     ("half", 64): [(64, 32, 64, 4, 3), (64, 64, 64, 4, 3), (128, 64, 64, 8, 3), (64, 64, 64, 4, 2)],
     ("half", 128): [(64, 16, 64, 4, 3), (64, 32, 64, 4, 2), (64, 64, 64, 4, 2)],
     ("half", 256): [(64, 16, 32, 4, 2)],
-    ("tf32", 64): [(64, 32, 64, 4, 3), (64, 16, 64, 4, 3), (64, 32, 64, 4, 2), (128, 32, 64, 8, 3)],
+    ("tf32", 64): [(64, 16, 64, 4, 3), (64, 32, 64, 4, 3), (64, 32, 64, 4, 2), (128, 32, 64, 8, 3)],
     ("tf32", 128): [(64, 16, 64, 4, 2), (64, 32, 64, 4, 2)],
     ("tf32", 256): [(16, 16, 16, 4, 1)],
     ("ieee", 64): [(32, 16, 16, 4, 1), (16, 16, 16, 4, 1), (32, 16, 16, 8, 1)],
@@ -112,21 +121,25 @@ _COLUMN_GRADIENTS: dict[tuple[str, int], list[_Tiles]] = {
 }
 
 
-def forward(sizes: Sizes) -> list[Configuration]:
+@functools.lru_cache(MOST_PROBLEMS)
+def forward(sizes: Sizes) -> tuple[Configuration, ...]:
     """Candidates of `attention_forward`."""
-    return [_configuration("BLOCK_QUERIES", "BLOCK_COLUMNS", tiles) for tiles in _FORWARD[sizes.kind, sizes.width]]
+    candidates = _FORWARD[sizes.kind, sizes.width]
+    return distinct(_configuration("BLOCK_QUERIES", "BLOCK_COLUMNS", tiles) for tiles in candidates)
 
 
-def query_gradients(sizes: Sizes) -> list[Configuration]:
+@functools.lru_cache(MOST_PROBLEMS)
+def query_gradients(sizes: Sizes) -> tuple[Configuration, ...]:
     """Candidates of `attention_query_gradients`."""
     candidates = _QUERY_GRADIENTS[sizes.kind, sizes.width]
-    return [_configuration("BLOCK_QUERIES", "BLOCK_COLUMNS", tiles) for tiles in candidates]
+    return distinct(_configuration("BLOCK_QUERIES", "BLOCK_COLUMNS", tiles) for tiles in candidates)
 
 
-def column_gradients(sizes: Sizes) -> list[Configuration]:
+@functools.lru_cache(MOST_PROBLEMS)
+def column_gradients(sizes: Sizes) -> tuple[Configuration, ...]:
     """Candidates of `attention_column_gradients`: its rows are columns, and queries stream past."""
-    candidates = _COLUMN_GRADIENTS[sizes.kind, sizes.width]
-    return [{**_configuration("BLOCK_COLUMNS", "BLOCK_QUERIES", tiles), **_part_tiles(sizes)} for tiles in candidates]
+    candidates, of_parts = _COLUMN_GRADIENTS[sizes.kind, sizes.width], _part_tiles(sizes)
+    return distinct({**_configuration("BLOCK_COLUMNS", "BLOCK_QUERIES", tiles), **of_parts} for tiles in candidates)
 
 
 def _configuration(rows: str, columns: str, tiles: _Tiles) -> Configuration:
@@ -148,8 +161,3 @@ def _part_tiles(sizes: Sizes) -> Configuration:
 def whole(positions: int, choice: Configuration) -> bool:
     """Whether no tile reaches beyond the positions."""
     return all(positions % size == 0 for name, size in choice.items() if name.startswith("BLOCK_"))
-
-
-def strides(x: Tensor | None) -> tuple[Tensor | None, int, int]:
-    """A map and its strides of batch and channel; zeros for no map."""
-    return (None, 0, 0) if x is None else (x, x.stride(0), x.stride(1))

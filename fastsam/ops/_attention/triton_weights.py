@@ -6,7 +6,7 @@ import triton
 import triton.language as tl
 
 from fastsam.ops._attention.triton_maps import load_map, load_rows, load_vector, of_source, store_matrix
-from fastsam.ops._triton.language import bound, product, rounded
+from fastsam.ops._triton.language import bound, product, rounded, store_range, sum_of_parts
 
 PARTS_AT_ONCE = tl.constexpr(8)
 
@@ -97,27 +97,6 @@ def value_part(
     tl.store(bias_part + rows, bias, mask=rows < tl.where((channel == 0) & has_bias, CZ, 0))
 
 
-@triton.jit
-def sum_of_parts(parts, count, first, ELEMENTS: tl.constexpr, BLOCK: tl.constexpr):
-    """Elements [first, first + BLOCK) of the sum of `count` parts (count, ELEMENTS)."""
-    element = first + tl.arange(0, BLOCK)
-    total = tl.zeros([PARTS_AT_ONCE, BLOCK], tl.float32)
-    for start in tl.range(0, bound(count), PARTS_AT_ONCE):
-        part = start + tl.arange(0, PARTS_AT_ONCE)
-        inside = (part[:, None] < count) & (element[None, :] < ELEMENTS)
-        pointers = parts + part.to(tl.int64)[:, None] * ELEMENTS + element[None, :]
-        total += tl.load(pointers, mask=inside, other=0.0)
-    return tl.sum(total, 0)
-
-
-@triton.jit
-def store_range(out, total, first, begin, COUNT: tl.constexpr, BLOCK: tl.constexpr):
-    """Store those of the elements [first, first + BLOCK) that are in [begin, begin + COUNT), where `out` begins."""
-    element = first + tl.arange(0, BLOCK) - begin
-    inside = (element >= 0) & (element < COUNT)
-    tl.store(out + element, rounded(total, out.dtype.element_ty), mask=inside)
-
-
 @triton.jit(do_not_specialize=["splits", "key_count"])
 def attention_sum_parts(
     parts, splits, key_parts, key_count, dscore_h, dscore_bias_h, dvalue_h, dkey_h, dscore_m, dscore_bias_m, dvalue_m,
@@ -134,7 +113,7 @@ def attention_sum_parts(
     programs: tl.constexpr = (elements + BLOCK - 1) // BLOCK
     if tl.program_id(0) < programs:
         first = tl.program_id(0) * BLOCK
-        total = sum_of_parts(parts, splits, first, elements, BLOCK)
+        total = sum_of_parts(parts, splits, first, elements, BLOCK, PARTS_AT_ONCE)
         store_range(dscore_h, total, first, 0, D * C, BLOCK)
         store_range(dvalue_h, total, first, D * C, CZ * C, BLOCK)
         store_range(dscore_bias_h, total, first, (D + CZ) * C, D, BLOCK)
@@ -145,7 +124,7 @@ def attention_sum_parts(
         store_range(dvalue_bias, total, first, SOURCES * own, CZ, BLOCK)
     elif HAS_KEYS:
         first = (tl.program_id(0) - programs) * BLOCK
-        total = sum_of_parts(key_parts, key_count, first, SOURCES * D * C, BLOCK)
+        total = sum_of_parts(key_parts, key_count, first, SOURCES * D * C, BLOCK, PARTS_AT_ONCE)
         store_range(dkey_h, total, first, 0, D * C, BLOCK)
         if SOURCES == 2:
             store_range(dkey_m, total, first, D * C, D * C, BLOCK)

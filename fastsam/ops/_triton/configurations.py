@@ -2,16 +2,16 @@
 
 A kernel names its candidates, few and in code, the first being the default. What `python -m fastsam tune` finds on a
 card goes into a file of the user's; tuned.json beside this module holds what the project has measured. Looking one up
-never measures anything.
+never measures anything. Where a card has no room for the tiles, the other candidates are tried, once.
 """
 
 import functools
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
@@ -20,15 +20,32 @@ from fastsam.fastest import arithmetic
 from fastsam.ops._triton.launch import padded
 
 Configuration = dict[str, int]
-"""Sizes of tiles, by the names of the kernel's constants, and num_warps and num_stages."""
+"""Sizes of tiles, by the names of the kernel's constants, and num_warps and num_stages. Not to be changed."""
 
 COMMITTED = Path(__file__).with_name("tuned.json")
 
-Asked = dict[str, tuple[str, Sequence[Configuration]]]
-"""Of each kernel the problem that it was last asked for, and its candidates."""
+MOST_PROBLEMS = 4096
+"""So many problems are remembered: a program has a few dozen, but one whose maps have ever new sizes must not grow."""
+
+Result = TypeVar("Result")
+
+
+class Asked(NamedTuple):
+    """What a kernel was asked for last: its problem, its candidates, and what launches it alone, where known."""
+
+    problem: str
+    candidates: Sequence[Configuration]
+    launch: Callable[[Configuration], Any] | None
+
+
+class DoesNotFitError(RuntimeError):
+    """A card has no room for any of a kernel's candidates."""
+
 
 _forced: dict[str, Configuration] = {}
-_asked: Asked = {}
+_recording: dict[str, Asked] | None = None
+_fitting: dict[str, Configuration] = {}
+"""By problem the candidate that a card has room for, where it is not the one that would be chosen."""
 
 
 def user_file() -> Path:
@@ -38,7 +55,11 @@ def user_file() -> Path:
 
 
 def configuration(
-    kernel: str, like: Tensor, sizes: Sequence[int], candidates: Sequence[Configuration]
+    kernel: str,
+    like: Tensor,
+    sizes: tuple[int, ...],
+    candidates: Sequence[Configuration],
+    launch: Callable[[Configuration], Any] | None = None,
 ) -> Configuration:
     """The tile sizes for a kernel on maps like this one (B, C, H, W).
 
@@ -48,19 +69,78 @@ def configuration(
         sizes: further numbers that the speed depends on, such as channels; from 16 on each counts as the next power of
             two.
         candidates: those that fit this problem, the safe one first.
+        launch: runs the kernel with the tile sizes it is given; for tuning.
     """
     key = problem(kernel, like, sizes)
-    _asked[kernel] = (key, candidates)
+    if _recording is not None:
+        _recording[kernel] = Asked(key, candidates, launch)
     if kernel in _forced:
         return _forced[kernel]
-    return next((candidate for candidate in candidates if candidate == _tuned().get(key)), candidates[0])
+    best = _fitting.get(key) or _tuned().get(key)
+    return candidates[0] if best is None or best not in candidates else best
 
 
-def problem(kernel: str, like: Tensor, sizes: Sequence[int]) -> str:
+def launched(
+    operator: str,
+    kernel: str,
+    like: Tensor,
+    sizes: tuple[int, ...],
+    candidates: Sequence[Configuration],
+    launch: Callable[[Configuration], Result],
+) -> Result:
+    """What `launch` returns with the tile sizes for a kernel; see `configuration`.
+
+    Where the card has no room for them the other candidates are tried, the safe one first, and what fits is kept in
+    mind for further calls.
+
+    Raises:
+        DoesNotFitError: the card has no room for any candidate.
+    """
+    choice = configuration(kernel, like, sizes, candidates, launch)
+    try:
+        return launch(choice)
+    except Exception as error:
+        if kernel in _forced or not _lacks_room(error):
+            raise
+        refused = error
+    for candidate in candidates:
+        if candidate != choice:
+            try:
+                result = launch(candidate)
+            except Exception as error:
+                if not _lacks_room(error):
+                    raise
+                continue
+            _fitting[problem(kernel, like, sizes)] = candidate
+            return result
+    raise DoesNotFitError(_does_not_fit(operator, kernel, like, choice, refused)) from refused
+
+
+def _lacks_room(error: Exception) -> bool:
+    from triton.runtime.errors import OutOfResources
+
+    return isinstance(error, OutOfResources)
+
+
+def _does_not_fit(operator: str, kernel: str, like: Tensor, choice: Configuration, error: Any) -> str:
+    tiles = ", ".join(f"{name}={size}" for name, size in choice.items())
+    return (
+        f"fastsam.{operator}: the Triton kernel {kernel} has no tile sizes that fit this card, of capability "
+        f"{_capability(like.device)}, on maps {tuple(like.shape)} in {arithmetic(like.dtype)}: with {tiles} it needs "
+        f"{error.required} of {error.name}, and there are {error.limit}. Use fewer channels, maps in bfloat16 or "
+        'float16, or another back end: `with fastsam.backend("eager"):`'
+    )
+
+
+def problem(kernel: str, like: Tensor, sizes: tuple[int, ...]) -> str:
     """The name of a class of problems: kernel, capability, arithmetic, sizes and positions."""
-    sizes = (*sizes, like.shape[2] * like.shape[3])
+    return _problem(kernel, like.device, arithmetic(like.dtype), (*sizes, like.shape[2] * like.shape[3]))
+
+
+@functools.lru_cache(MOST_PROBLEMS)
+def _problem(kernel: str, device: torch.device, kind: str, sizes: tuple[int, ...]) -> str:
     numbers = "-".join(str(size if size < 16 else padded(size)) for size in sizes)
-    return f"{kernel} {_capability(like.device)} {arithmetic(like.dtype)} {numbers}"
+    return f"{kernel} {_capability(device)} {kind} {numbers}"
 
 
 @functools.cache
@@ -107,12 +187,27 @@ def forced(kernel: str, choice: Configuration) -> Iterator[None]:
 
 
 @contextmanager
-def recorded() -> Iterator[Asked]:
-    """What is asked for inside of the `with` block."""
-    _asked.clear()
-    yield _asked
+def recorded() -> Iterator[dict[str, Asked]]:
+    """What each kernel is asked for inside of the `with` block, in this order."""
+    global _recording
+    asked: dict[str, Asked] = {}
+    _recording = asked
+    try:
+        yield asked
+    finally:
+        _recording = None
+
+
+def distinct(candidates: Iterator[Configuration]) -> tuple[Configuration, ...]:
+    """The candidates, each once: on small problems some have the same tiles."""
+    result: list[Configuration] = []
+    for candidate in candidates:
+        if candidate not in result:
+            result.append(candidate)
+    return tuple(result)
 
 
 def forget() -> None:
-    """Read the files of results again at the next look-up."""
+    """Read the files of results again at the next look-up, and forget what did not fit."""
     _tuned.cache_clear()
+    _fitting.clear()

@@ -1,4 +1,4 @@
-"""The vocabulary of the Triton kernels: products of tiles, and the activations of the gates."""
+"""The vocabulary of the Triton kernels: products of tiles, sums of parts, and the activations of the gates."""
 
 # mypy: disable-error-code="no-untyped-def"
 
@@ -18,7 +18,22 @@ def product(a, b, c, PRECISION: tl.constexpr):
     if INTERPRETED:
         a = a.to(tl.float32)
         b = b.to(tl.float32)
+    elif PRECISION == "tf32":
+        a = _nearest_tf32(a)
+        b = _nearest_tf32(b)
     return tl.dot(a, b, c, input_precision=PRECISION)
+
+
+@triton.jit
+def _nearest_tf32(x):
+    """float32 numbers rounded to tf32, halves away from zero, which keeps sums free of bias.
+
+    Tensor cores, and Triton for them, only cut bits off. Numbers of 16 bits stay as they are.
+    """
+    if x.dtype == tl.float32:
+        bits = tl.inline_asm_elementwise("cvt.rna.tf32.f32 $0, $1;", "=r,f", [x], dtype=tl.int32, is_pure=True, pack=1)
+        x = bits.to(tl.float32, bitcast=True)
+    return x
 
 
 @triton.jit
@@ -41,6 +56,27 @@ def rounded(x, DTYPE: tl.constexpr):
         to_even = (bits + 0x7FFF + ((bits >> 16) & 1)) & 0xFFFF0000
         x = tl.where(x == x, to_even.to(tl.float32, bitcast=True), x)
     return x.to(DTYPE)
+
+
+@triton.jit
+def sum_of_parts(parts, count, first, ELEMENTS: tl.constexpr, BLOCK: tl.constexpr, AT_ONCE: tl.constexpr):
+    """Elements [first, first + BLOCK) of the sum of `count` parts (count, ELEMENTS), in a fixed order, AT_ONCE at a
+    time; 0 beyond them."""
+    element = first + tl.arange(0, BLOCK)[None, :]
+    total = tl.zeros([AT_ONCE, BLOCK], tl.float32)
+    for start in range(0, bound(count), AT_ONCE):
+        part = start + tl.arange(0, AT_ONCE)[:, None]
+        inside = (part < count) & (element < ELEMENTS)
+        total += tl.load(parts + part.to(tl.int64) * ELEMENTS + element, mask=inside, other=0.0)
+    return tl.sum(total, 0)
+
+
+@triton.jit
+def store_range(out, total, first, begin, COUNT: tl.constexpr, BLOCK: tl.constexpr):
+    """Store those of the elements [first, first + BLOCK) that are in [begin, begin + COUNT), where `out` begins."""
+    element = first + tl.arange(0, BLOCK) - begin
+    inside = (element >= 0) & (element < COUNT)
+    tl.store(out + element, rounded(total, out.dtype.element_ty), mask=inside)
 
 
 LOG2_E = tl.constexpr(1.4426950408889634)

@@ -22,6 +22,11 @@ def precision(like: Tensor) -> str:
     return "tf32" if arithmetic(like.dtype) == "tf32" else "ieee"
 
 
+def strides(*maps: Tensor | None) -> tuple[int, ...]:
+    """Of batch and channel, map by map; zeros for None."""
+    return tuple(stride for x in maps for stride in ((0, 0) if x is None else x.stride()[:2]))
+
+
 def ceil_div(a: int, b: int) -> int:
     """a / b, rounded up."""
     return -(-a // b)

@@ -6,7 +6,8 @@
                            are sums over all positions
     3. sum_of_parts_kernel these parts added up, always in the same order
 
-What goes from launch to launch has the dtype of the maps: PyTorch rounds the same numbers to it.
+What goes from launch to launch has the dtype of the maps: PyTorch rounds the same numbers to it. Positions are counted
+in 32 bits; a channel's begin, a multiple of the positions N, needs 64: `of_channel` is N in them.
 """
 
 # mypy: disable-error-code="no-untyped-def"
@@ -14,7 +15,7 @@ What goes from launch to launch has the dtype of the maps: PyTorch rounds the sa
 import triton
 import triton.language as tl
 
-from fastsam.ops._triton.language import bound, product, rounded
+from fastsam.ops._triton.language import bound, product, rounded, store_range, sum_of_parts
 from fastsam.ops.separable_gates.triton_tiles import filtered, gates_of, rows_of
 
 
@@ -61,6 +62,7 @@ def backward_kernel(
     CHANNELS is C, padded: du needs the gates of all channels. With a filter, dz is None and dh is for all of du.
     """
     N = H * W
+    of_channel = tl.cast(N, tl.int64)
     DTYPE: tl.constexpr = pointwise.dtype.element_ty
     CIN: tl.constexpr = CZ + C
     tiles = tl.cdiv(N, POSITION_TILE)
@@ -85,10 +87,10 @@ def backward_kernel(
     di, dg, do = rounded(di, DTYPE), rounded(dg, DTYPE), rounded(do, DTYPE)
     to = dgates + (sample * (3 * C) + channel) * N + position
     tl.store(to, di, mask=there)
-    tl.store(to + C * N, dg, mask=there)
-    tl.store(to + 2 * C * N, do, mask=there)
+    tl.store(to + C * of_channel, dg, mask=there)
+    tl.store(to + 2 * C * of_channel, do, mask=there)
     DU_CZ: tl.constexpr = CZ if K == 0 else 0
-    du_to = (dz, dh, DU_CZ * N, N, (CIN - DU_CZ) * N, N)
+    du_to = (dz, dh, DU_CZ * of_channel, of_channel, (CIN - DU_CZ) * of_channel, of_channel)
     for first in range(0, CIN, CHUNK):
         inputs = (first + tl.arange(0, CHUNK))[:, None].to(tl.int64)
         weights = pointwise + tl.trans(channel) * CIN + inputs
@@ -170,7 +172,8 @@ def _through_filter(
     tiles = tl.cdiv(N, POSITION_TILE)
     channels = channel_tile * CHANNEL_TILE + tl.arange(0, CHANNEL_TILE)
     channel = tl.minimum(channels, CIN - 1)[:, None].to(tl.int64)
-    of_du = (None, du, 0, 0, CIN * N, N)
+    of_channel = tl.cast(N, tl.int64)
+    of_du = (None, du, 0, 0, CIN * of_channel, of_channel)
     for first in range(0, K * K, TAPS):
         tap = first + tl.arange(0, TAPS)[:, None, None]
         of_y, of_x = tap // K - K // 2, tap % K - K // 2
@@ -232,6 +235,7 @@ def products_kernel(
     U_CZ: tl.constexpr = CZ if K == 0 else 0
     BIAS: tl.constexpr = 3 * C if HAS_BIAS else 0
     N = H * W
+    of_channel = tl.cast(N, tl.int64)
     columns, products = tl.cdiv(CIN, COLUMN_TILE), tl.cdiv(CIN, COLUMN_TILE) * tl.cdiv(3 * C, ROW_TILE)
     jobs = products + (0 if K == 0 else tl.cdiv(CIN, CHANNEL_TILE))
     part, job = tl.program_id(0) // jobs, tl.program_id(0) % jobs
@@ -241,14 +245,14 @@ def products_kernel(
     of_bias = of_pointwise + 3 * C * CIN
     maps = (z, h, z_batch, z_channel, h_batch, h_channel)
     if job < products:
-        u_pair = maps if K == 0 else (None, u, 0, 0, CIN * N, N)
+        u_pair = maps if K == 0 else (None, u, 0, 0, CIN * of_channel, of_channel)
         _dpointwise_part(
             dgates, u_pair, of_pointwise, of_bias if HAS_BIAS else None, job // columns, job % columns, begin, end, N,
             C, CZ, U_CZ, ROW_TILE, COLUMN_TILE, POSITION_TILE, PRECISION,
         )  # fmt: skip
     else:
         if K > 0:
-            outputs = (dz, dh, CZ * N, N, C * N, N)
+            outputs = (dz, dh, CZ * of_channel, of_channel, C * of_channel, of_channel)
             _through_filter(
                 maps, depthwise, du, outputs, of_bias + BIAS, job - products, begin, end, H, W,
                 C, CZ, K, TAPS, CHANNEL_TILE, POSITION_TILE,
@@ -270,17 +274,10 @@ def sum_of_parts_kernel(
 ):
     """The rows of `parts` (count, POINTWISE + BIAS + DEPTHWISE) added up; a program has NUMBERS of their columns."""
     ALL: tl.constexpr = POINTWISE + BIAS + DEPTHWISE
-    number = tl.program_id(0) * NUMBERS + tl.arange(0, NUMBERS)
-    total = tl.zeros([PARTS_AT_ONCE, NUMBERS], tl.float32)
-    for first in range(0, bound(count), PARTS_AT_ONCE):
-        part = first + tl.arange(0, PARTS_AT_ONCE)[:, None]
-        from_ = parts + part.to(tl.int64) * ALL + number[None, :]
-        total += tl.load(from_, mask=(part < count) & (number < ALL)[None, :], other=0.0)
-    gradient = rounded(tl.sum(total, 0), dpointwise.dtype.element_ty)
-    tl.store(dpointwise + number, gradient, mask=number < POINTWISE)
+    first = tl.program_id(0) * NUMBERS
+    total = sum_of_parts(parts, count, first, ALL, NUMBERS, PARTS_AT_ONCE)
+    store_range(dpointwise, total, first, 0, POINTWISE, NUMBERS)
     if BIAS > 0:
-        of_bias = number - POINTWISE
-        tl.store(dbias + of_bias, gradient, mask=(of_bias >= 0) & (of_bias < BIAS))
+        store_range(dbias, total, first, POINTWISE, BIAS, NUMBERS)
     if DEPTHWISE > 0:
-        of_depthwise = number - (POINTWISE + BIAS)
-        tl.store(ddepthwise + of_depthwise, gradient, mask=(of_depthwise >= 0) & (of_depthwise < DEPTHWISE))
+        store_range(ddepthwise, total, first, POINTWISE + BIAS, DEPTHWISE, NUMBERS)

@@ -20,6 +20,8 @@ class Fields {
  private:
   void read_one(int64_t& value) { value = *next_++; }
   void read_one(int& value) { value = static_cast<int>(*next_++); }
+  void read_one(Update& value) { value = static_cast<Update>(*next_++); }
+  void read_one(Form& value) { value = static_cast<Form>(*next_++); }
 
   template <class T>
   void read_one(T*& address) {

@@ -1,5 +1,5 @@
-// The LSTM gates with the launches that they have on a device. Fields are the members of the call in their order, as
-// fastsam/ops/lstm_gates/native.py gives them.
+// The updates of the LSTM gates with the launches that they have on a device. Fields are the members of the call in
+// their order, without the numbers.
 #include "fastsam/lstm_gates.cuh"
 #include "fastsam/lstm_gates_backward.cuh"
 #include "fields.h"
@@ -10,7 +10,7 @@ namespace {
 
 template <class Call>
 void read_inputs(Fields& fields, Call& call) {
-  fields.read(call.batch, call.channels, call.positions, call.weights_have_positions);
+  fields.read(call.batch, call.channels, call.positions, call.weights_have_positions, call.update, call.form);
   for (auto& term : call.terms) fields.read(term.x, term.weight, term.bias);
   fields.read(call.c);
 }
@@ -27,13 +27,13 @@ void check_workspace(int64_t given, int64_t needed) {
 }
 
 template <class S>
-const char* forward(const int64_t* address, double forget_bias, double eps, void* workspace, int64_t bytes,
+const char* forward(const int64_t* address, double constant, double eps, void* workspace, int64_t bytes,
                     int64_t multiprocessors) {
   return simt::run([&] {
     Fields fields(address);
     LstmGatesForward<S> call = {};
     read_inputs(fields, call);
-    call.forget_bias = static_cast<Compute<S>>(forget_bias);
+    call.constant = static_cast<Compute<S>>(constant);
     call.eps = static_cast<Compute<S>>(eps);
     fields.read(call.h, call.c_new, call.statistics[0], call.statistics[1]);
     check_workspace(bytes, lstm_forward_workspace(call, on_card(multiprocessors)));
@@ -42,13 +42,12 @@ const char* forward(const int64_t* address, double forget_bias, double eps, void
 }
 
 template <class S>
-const char* backward(const int64_t* address, double forget_bias, void* workspace, int64_t bytes,
-                     int64_t multiprocessors) {
+const char* backward(const int64_t* address, double constant, void* workspace, int64_t bytes, int64_t multiprocessors) {
   return simt::run([&] {
     Fields fields(address);
     LstmGatesBackward<S> call = {};
     read_inputs(fields, call);
-    call.forget_bias = static_cast<Compute<S>>(forget_bias);
+    call.constant = static_cast<Compute<S>>(constant);
     fields.read(call.dh, call.dc_new, call.statistics[0], call.statistics[1]);
     for (auto& gradients : call.gradients) fields.read(gradients.x, gradients.weight, gradients.bias);
     fields.read(call.dc);
@@ -60,14 +59,14 @@ const char* backward(const int64_t* address, double forget_bias, void* workspace
 }  // namespace
 }  // namespace fastsam::cuda
 
-#define DEFINE(S, name)                                                                                         \
-  extern "C" const char* forward_##name(const int64_t* fields, double forget_bias, double eps, void* space,     \
-                                        int64_t bytes, int64_t multiprocessors) {                               \
-    return fastsam::cuda::forward<S>(fields, forget_bias, eps, space, bytes, multiprocessors);                  \
-  }                                                                                                             \
-  extern "C" const char* backward_##name(const int64_t* fields, double forget_bias, void* space, int64_t bytes, \
-                                         int64_t multiprocessors) {                                             \
-    return fastsam::cuda::backward<S>(fields, forget_bias, space, bytes, multiprocessors);                      \
+#define DEFINE(S, name)                                                                                      \
+  extern "C" const char* forward_##name(const int64_t* fields, double constant, double eps, void* space,     \
+                                        int64_t bytes, int64_t multiprocessors) {                            \
+    return fastsam::cuda::forward<S>(fields, constant, eps, space, bytes, multiprocessors);                  \
+  }                                                                                                          \
+  extern "C" const char* backward_##name(const int64_t* fields, double constant, void* space, int64_t bytes, \
+                                         int64_t multiprocessors) {                                          \
+    return fastsam::cuda::backward<S>(fields, constant, space, bytes, multiprocessors);                      \
   }
 
 DEFINE(float, float32)

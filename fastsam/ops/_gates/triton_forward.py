@@ -1,12 +1,13 @@
-"""The Triton kernels of `lstm_gates`: one launch, with norms one more before it for the moments of the samples."""
+"""The Triton kernels of the gates: one launch, with norms one more before it for the moments of the samples."""
 
 # mypy: disable-error-code="no-untyped-def"
 
 import triton
 import triton.language as tl
 
-from fastsam.ops._triton.language import bound, rounded, sigmoid, tanh
-from fastsam.ops.lstm_gates.triton_terms import gate, joined, load_term, tile_of
+from fastsam.ops._gates.triton_terms import gates_of, joined, load_term, tile_of
+from fastsam.ops._gates.triton_updates import updated
+from fastsam.ops._triton.language import bound, rounded
 
 
 @triton.jit(do_not_specialize=["tile_count", "parts"])
@@ -87,22 +88,24 @@ def forward_kernel(
     recurrent_channel,
     c_batch,
     c_channel,
-    forget_bias,
+    constant,
     eps,
     N,
     batch,
     parts,
+    KIND: tl.constexpr,
+    FORM: tl.constexpr,
+    GATES: tl.constexpr,
     C: tl.constexpr,
     OF_POSITIONS: tl.constexpr,
     ROW_TILE: tl.constexpr,
     POSITION_TILE: tl.constexpr,
 ):
-    """The state update of a tile of channels and positions.
+    """h and c_new of a tile of channels and positions, see `updated`, from the gates
 
-        i, f, g, o = N(x; weight, bias) + N(recurrent; ...)        N(x) = (x - mean) rstd weight + bias
-        c_new = sigmoid(f + forget_bias) c + sigmoid(i) tanh(g)    h = sigmoid(o) tanh(c_new)
+        a = N(x; weight, bias) + N(recurrent; ...)        N(x) = (x - mean) rstd weight + bias
 
-    Every program of a sample joins the sample's moments for itself.
+    c_new is None where it is not wanted. Every program of a sample joins the sample's moments for itself.
     """
     tiles = tl.cdiv(C, ROW_TILE) * tl.cdiv(N, POSITION_TILE)
     sample, tile = tl.program_id(0) // tiles, tl.program_id(0) % tiles
@@ -113,12 +116,10 @@ def forward_kernel(
     TERMS: tl.constexpr = FIRST + 1 if recurrent_weight is not None else FIRST
     of_first = _statistics(first, 0, sample, tile, moments, parts, statistics, batch, eps, TERMS)
     of_second = _statistics(second, FIRST, sample, tile, moments, parts, statistics, batch, eps, TERMS)
-    i = gate(first, second, of_first, of_second, sample, row, position, there, N, 4 * C, OF_POSITIONS)
-    f = gate(first, second, of_first, of_second, sample, row + C, position, there, N, 4 * C, OF_POSITIONS)
-    g = gate(first, second, of_first, of_second, sample, row + 2 * C, position, there, N, 4 * C, OF_POSITIONS)
-    o = gate(first, second, of_first, of_second, sample, row + 3 * C, position, there, N, 4 * C, OF_POSITIONS)
-    state = load_term((c, None, None, c_batch, c_channel), sample, row, position, there)
-    state = sigmoid(f + forget_bias) * state + sigmoid(i) * tanh(g)
+    place = (sample, row, position, there)
+    a = gates_of(first, second, of_first, of_second, *place, N, C, GATES, OF_POSITIONS)
+    of_h, of_c = updated(a, load_term((c, None, None, c_batch, c_channel), *place), constant, KIND, FORM)
     at = (sample.to(tl.int64) * C + row) * N + position
-    tl.store(c_new + at, rounded(state, c_new.dtype.element_ty), mask=there)
-    tl.store(h + at, rounded(sigmoid(o) * tanh(state), h.dtype.element_ty), mask=there)
+    tl.store(h + at, rounded(of_h, h.dtype.element_ty), mask=there)
+    if c_new is not None:
+        tl.store(c_new + at, rounded(of_c, c_new.dtype.element_ty), mask=there)

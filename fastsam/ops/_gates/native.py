@@ -1,4 +1,4 @@
-"""`lstm_gates` on the compiled kernels: lstm_gates*.cpp in csrc/cpu, lstm_gates.cu in csrc/cuda."""
+"""`lstm_gates`, `memory_gates` and `norm_gate` on the compiled kernels: lstm_gates*.cpp in csrc/cpu, lstm_gates.cu."""
 
 from collections.abc import Sequence
 
@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 from fastsam.ops._dispatch import arithmetic
+from fastsam.ops._gates.update import Term, Update, new_statistics
 from fastsam.ops._native import address, dense, map_fields, new_map, run, weights
-from fastsam.ops.lstm_gates._term import Term, new_statistics
 
 
 def _readable(terms: Sequence[Term], c: Tensor) -> list[Term]:
@@ -15,13 +15,13 @@ def _readable(terms: Sequence[Term], c: Tensor) -> list[Term]:
     return [Term(dense(term.x), weights(term.weight, dtype), weights(term.bias, dtype)) for term in terms]
 
 
-def _input_fields(terms: Sequence[Term], c: Tensor, forget_bias: float) -> list[float]:
+def _input_fields(update: Update, terms: Sequence[Term], c: Tensor) -> list[float]:
     batch, channels, height, width = c.shape
     weights_have_positions = any(term.weight is not None and term.weight.ndim == 3 for term in terms)
-    fields: list[float] = [batch, channels, height * width, int(weights_have_positions)]
+    fields: list[float] = [batch, channels, height * width, int(weights_have_positions), *update.fields]
     for term in terms:
         fields += [*map_fields(term.x), address(term.weight), address(term.bias)]
-    return [*fields, *[0] * (5 * (2 - len(terms))), *map_fields(c), float(forget_bias)]
+    return [*fields, *[0] * (5 * (2 - len(terms))), *map_fields(c), float(update.constant)]
 
 
 def _statistics_fields(terms: Sequence[Term], statistics: Tensor) -> list[int]:
@@ -31,25 +31,26 @@ def _statistics_fields(terms: Sequence[Term], statistics: Tensor) -> list[int]:
     return [*fields, *[0] * (2 - len(terms))]
 
 
-def forward(terms: Sequence[Term], c: Tensor, forget_bias: float, eps: float) -> tuple[Tensor, Tensor, Tensor]:
-    """h, c_new, and the statistics for `backward`."""
+def forward(update: Update, terms: Sequence[Term], c: Tensor, eps: float) -> tuple[Tensor, Tensor | None, Tensor]:
+    """h, c_new where it is kept, and the statistics for `backward`."""
     statistics = new_statistics(c, sum(term.weight is not None for term in terms))
     terms, c = _readable(terms, c), dense(c)
-    h, c_new = new_map(c, c.shape[1]), new_map(c, c.shape[1])
-    fields = [*_input_fields(terms, c, forget_bias), float(eps), address(h), address(c_new)]
+    h, c_new = new_map(c, c.shape[1]), new_map(c, c.shape[1]) if update.keeps_state else None
+    fields = [*_input_fields(update, terms, c), float(eps), address(h), address(c_new)]
     run("lstm_gates_forward", c, [*fields, *_statistics_fields(terms, statistics)])
     return h, c_new, statistics
 
 
 def backward(
-    dh: Tensor, dc_new: Tensor, terms: Sequence[Term], c: Tensor, forget_bias: float, statistics: Tensor
+    update: Update, dh: Tensor, dc_new: Tensor | None, terms: Sequence[Term], c: Tensor, statistics: Tensor
 ) -> tuple[list[Term], Tensor]:
     """The gradients with respect to the terms and to c. Two terms without norms get one tensor: theirs are equal."""
-    terms, c, dh, dc_new = _readable(terms, c), dense(c), dense(dh), dense(dc_new)
+    terms, c, dh = _readable(terms, c), dense(c), dense(dh)
+    dc_new = None if dc_new is None else dense(dc_new)
     same = len(terms) == 2 and terms[0].weight is None and terms[1].weight is None
     gradients = [Term(new_map(x, x.shape[1]), *map(_like, norm)) for x, *norm in (terms[:1] if same else terms)]
     dc = new_map(c, c.shape[1])
-    fields = [*_input_fields(terms, c, forget_bias), *map_fields(dh), *map_fields(dc_new)]
+    fields = [*_input_fields(update, terms, c), *map_fields(dh), *map_fields(dc_new)]
     fields += _statistics_fields(terms, statistics)
     for of_term in gradients:
         fields += map(address, of_term)

@@ -1,7 +1,8 @@
-"""What the Triton kernels of `lstm_gates` share: where a program is, the terms of the gates, the moments of a sample.
+"""What the Triton kernels of the gates share: where a program is, the terms of the gates, the moments of a sample.
 
-A term is a tuple (x, weight, bias, batch stride, channel stride): a map (B, 4C, N) and its norm, weight and bias None
-where it has none; x None where there is no such term. The statistics of a sample are (mean, 1 / sqrt(variance + eps)).
+A term is a tuple (x, weight, bias, batch stride, channel stride): a map (B, GATES C, N) and its norm, weight and bias
+None where it has none; x None where there is no such term. The statistics of a sample are (mean, 1 / sqrt(variance +
+eps)).
 """
 
 # mypy: disable-error-code="no-untyped-def"
@@ -51,14 +52,29 @@ def _output(term, statistics, sample, row, position, there, N, ROWS: tl.constexp
 
 
 @triton.jit
-def gate(
-    first, second, of_first, of_second, sample, row, position, there, N, ROWS: tl.constexpr, OF_POSITIONS: tl.constexpr
+def gates_of(
+    first,
+    second,
+    of_first,
+    of_second,
+    sample,
+    row,
+    position,
+    there,
+    N,
+    C: tl.constexpr,
+    GATES: tl.constexpr,
+    OF_POSITIONS: tl.constexpr,
 ):
-    """The sum of the terms at some rows, which are those of one gate: it before its activation."""
-    a = _output(first, of_first, sample, row, position, there, N, ROWS, OF_POSITIONS)
-    if second[0] is not None:
-        a += _output(second, of_second, sample, row, position, there, N, ROWS, OF_POSITIONS)
-    return a
+    """The gates of some channels before their activations, a tuple: the sums of the terms at their rows."""
+    gates = ()
+    for k in tl.static_range(GATES):
+        place = (sample, row + k * C, position, there, N)
+        a = _output(first, of_first, *place, GATES * C, OF_POSITIONS)
+        if second[0] is not None:
+            a += _output(second, of_second, *place, GATES * C, OF_POSITIONS)
+        gates += (a,)  # type: ignore[assignment]
+    return gates
 
 
 @triton.jit

@@ -1,12 +1,13 @@
-"""The Triton kernels of the gradients of `lstm_gates`: one launch, with norms a second one through them."""
+"""The Triton kernels of the gradients of the gates: one launch, with norms a second one through them."""
 
 # mypy: disable-error-code="no-untyped-def"
 
 import triton
 import triton.language as tl
 
-from fastsam.ops._triton.language import bound, rounded, sigmoid, tanh
-from fastsam.ops.lstm_gates.triton_terms import gate, load_norm, load_term, tile_of
+from fastsam.ops._gates.triton_terms import gates_of, load_norm, load_term, tile_of
+from fastsam.ops._gates.triton_updates import gradients_of
+from fastsam.ops._triton.language import bound, rounded, store_range, sum_of_parts
 
 SUMS_AT_ONCE = tl.constexpr(128)
 """Parts of a sum that a program has in registers at a time."""
@@ -29,7 +30,7 @@ def _saved(term, index, sample, batch, statistics):
 def _sum_up(
     term,
     index,
-    mean,
+    of_term,
     gradients,
     sample,
     tile,
@@ -42,27 +43,29 @@ def _sum_up(
     of_samples,
     of_rows,
     C: tl.constexpr,
+    GATES: tl.constexpr,
     TERMS: tl.constexpr,
     OF_POSITIONS: tl.constexpr,
 ):
     """The sums of dy and of dy (x - mean) over the tile, dy = da weight, to of_samples; with weights of one a row those
-    of da and of da (x - mean) over each of its rows to of_rows, (norms, 2, entries, 4C)."""
+    of da and of da y, y = (x - mean) rstd, over each of its rows to of_rows, (norms, 2, entries, GATES C)."""
+    ROWS: tl.constexpr = GATES * C
     chunks = tl.cdiv(N, position.shape[1])
     entry, entries = tl.cast(sample * chunks + tile % chunks, tl.int64), tl.cast(batch, tl.int64) * chunks
     dy = 0.0
     dy_centred = 0.0
-    for k in tl.static_range(4):
+    for k in tl.static_range(GATES):
         gate_row = row + k * C
-        da = gradients[k]
-        centred = load_term(term, sample, gate_row, position, there) - mean
-        weight = load_norm(term[1], gate_row, position, there, N, 4 * C, OF_POSITIONS)
+        da = tl.where(there, gradients[k], 0.0)
+        centred = load_term(term, sample, gate_row, position, there) - of_term[0]
+        weight = load_norm(term[1], gate_row, position, there, N, ROWS, OF_POSITIONS)
         da_centred = tl.where(there, da * centred, 0.0)
         dy += tl.sum(tl.sum(da * weight, 1), 0)
         dy_centred += tl.sum(tl.sum(da_centred * weight, 1), 0)
         if not OF_POSITIONS:
-            to = of_rows + (2 * index * entries + entry) * (4 * C) + gate_row
+            to = of_rows + (2 * index * entries + entry) * ROWS + gate_row
             tl.store(to, tl.sum(da, 1)[:, None], mask=row < C)
-            tl.store(to + entries * (4 * C), tl.sum(da_centred, 1)[:, None], mask=row < C)
+            tl.store(to + entries * ROWS, of_term[1] * tl.sum(da_centred, 1)[:, None], mask=row < C)
     to = of_samples + ((tl.cast(sample, tl.int64) * TERMS + index) * tiles + tile) * 2
     tl.store(to, dy)
     tl.store(to + 1, dy_centred)
@@ -94,20 +97,21 @@ def backward_kernel(
     dh_channel,
     dc_new_batch,
     dc_new_channel,
-    forget_bias,
+    constant,
     N,
     batch,
+    KIND: tl.constexpr,
+    FORM: tl.constexpr,
+    GATES: tl.constexpr,
     C: tl.constexpr,
     OF_POSITIONS: tl.constexpr,
     ROW_TILE: tl.constexpr,
     POSITION_TILE: tl.constexpr,
 ):
-    """The gradients of a tile's gates before their activations, (B, 4C, N), and of c. The gates are made again.
+    """The gradients of a tile's gates before their activations, (B, GATES C, N), and of c: see `gradients_of`.
 
-        dc_new += dh o (1 - tanh(c_new)^2)        dc = dc_new f
-        dgates = [dc_new g i (1 - i), dc_new c f (1 - f), dc_new i (1 - g^2), dh tanh(c_new) o (1 - o)]
-
-    With norms also the sums that their gradients need, see `_sum_up`.
+    The gates are made again. dc_new is None where c_new was not wanted. With norms also the sums that their gradients
+    need, see `_sum_up`.
     """
     tiles = tl.cdiv(C, ROW_TILE) * tl.cdiv(N, POSITION_TILE)
     sample, tile = tl.program_id(0) // tiles, tl.program_id(0) % tiles
@@ -118,35 +122,24 @@ def backward_kernel(
     TERMS: tl.constexpr = FIRST + 1 if recurrent_weight is not None else FIRST
     of_first = _saved(first, 0, sample, batch, statistics)
     of_second = _saved(second, FIRST, sample, batch, statistics)
-    i = sigmoid(gate(first, second, of_first, of_second, sample, row, position, there, N, 4 * C, OF_POSITIONS))
-    f = gate(first, second, of_first, of_second, sample, row + C, position, there, N, 4 * C, OF_POSITIONS)
-    f = sigmoid(f + forget_bias)
-    g = tanh(gate(first, second, of_first, of_second, sample, row + 2 * C, position, there, N, 4 * C, OF_POSITIONS))
-    o = sigmoid(gate(first, second, of_first, of_second, sample, row + 3 * C, position, there, N, 4 * C, OF_POSITIONS))
-    state = load_term((c, None, None, c_batch, c_channel), sample, row, position, there)
-    of_h = load_term((dh, None, None, dh_batch, dh_channel), sample, row, position, there)
-    of_state = load_term((dc_new, None, None, dc_new_batch, dc_new_channel), sample, row, position, there)
-    tanh_c = tanh(f * state + i * g)
-    of_state += of_h * o * (1.0 - tanh_c * tanh_c)
-    tl.store(
-        dc + (tl.cast(sample, tl.int64) * C + row) * N + position,
-        rounded(of_state * f, dc.dtype.element_ty),
-        mask=there,
-    )
-    gradients = (
-        tl.where(there, of_state * g * i * (1.0 - i), 0.0),
-        tl.where(there, of_state * state * f * (1.0 - f), 0.0),
-        tl.where(there, of_state * i * (1.0 - g * g), 0.0),
-        tl.where(there, of_h * tanh_c * o * (1.0 - o), 0.0),
-    )
-    for k in tl.static_range(4):
-        to = dgates + (tl.cast(sample, tl.int64) * (4 * C) + row + k * C) * N + position
+    place = (sample, row, position, there)
+    a = gates_of(first, second, of_first, of_second, *place, N, C, GATES, OF_POSITIONS)
+    state = load_term((c, None, None, c_batch, c_channel), *place)
+    of_h = load_term((dh, None, None, dh_batch, dh_channel), *place)
+    of_state = 0.0
+    if dc_new is not None:
+        of_state = load_term((dc_new, None, None, dc_new_batch, dc_new_channel), *place)
+    gradients, of_c = gradients_of(a, state, of_h, of_state, constant, KIND, FORM)
+    at = (tl.cast(sample, tl.int64) * C + row) * N + position
+    tl.store(dc + at, rounded(of_c, dc.dtype.element_ty), mask=there)
+    for k in tl.static_range(GATES):
+        to = dgates + (tl.cast(sample, tl.int64) * (GATES * C) + row + k * C) * N + position
         tl.store(to, rounded(gradients[k], dgates.dtype.element_ty), mask=there)
-    place = (sample, tile, tiles, row, position, there)
+    rest = (gradients, sample, tile, tiles, row, position, there, N, batch, of_samples, of_rows)
     if weight is not None:
-        _sum_up(first, 0, of_first[0], gradients, *place, N, batch, of_samples, of_rows, C, TERMS, OF_POSITIONS)
+        _sum_up(first, 0, of_first, *rest, C, GATES, TERMS, OF_POSITIONS)
     if recurrent_weight is not None:
-        _sum_up(second, FIRST, of_second[0], gradients, *place, N, batch, of_samples, of_rows, C, TERMS, OF_POSITIONS)
+        _sum_up(second, FIRST, of_second, *rest, C, GATES, TERMS, OF_POSITIONS)
 
 
 @triton.jit
@@ -195,21 +188,14 @@ def _through_norm(
 
 
 @triton.jit
-def _sum_of_rows(index, first_row, dweight, dbias, statistics, of_rows, batch, entries, ROWS: tl.constexpr):
+def _sum_of_rows(index, first_row, dweight, dbias, of_rows, entries, ROWS: tl.constexpr):
     """dweight and dbias of some rows of the index-th norm from of_rows, with weights of one a row."""
-    row = first_row + tl.arange(0, ROWS_AT_ONCE)[None, :]
-    of_weight = tl.zeros([ROWS_AT_ONCE, ROWS_AT_ONCE], tl.float32)
-    of_bias = tl.zeros([ROWS_AT_ONCE, ROWS_AT_ONCE], tl.float32)
-    chunks = entries // batch
-    for start in range(0, bound(entries), ROWS_AT_ONCE):
-        entry = start + tl.arange(0, ROWS_AT_ONCE)[:, None]
-        there = (entry < entries) & (row < ROWS)
-        rstd = tl.load(statistics + (index * batch + entry // chunks) * 2 + 1, mask=entry < entries, other=0.0)
-        from_ = of_rows + (2 * index * tl.cast(entries, tl.int64) + entry) * ROWS + row
-        of_bias += tl.load(from_, mask=there, other=0.0)
-        of_weight += rstd * tl.load(from_ + tl.cast(entries, tl.int64) * ROWS, mask=there, other=0.0)
-    tl.store(dweight + row, rounded(tl.sum(of_weight, 0)[None, :], dweight.dtype.element_ty), mask=row < ROWS)
-    tl.store(dbias + row, rounded(tl.sum(of_bias, 0)[None, :], dbias.dtype.element_ty), mask=row < ROWS)
+    parts = of_rows + 2 * index * tl.cast(entries, tl.int64) * ROWS
+    of_bias = sum_of_parts(parts, entries, first_row, ROWS, ROWS_AT_ONCE, ROWS_AT_ONCE)
+    store_range(dbias, of_bias, first_row, 0, ROWS, ROWS_AT_ONCE)
+    parts += tl.cast(entries, tl.int64) * ROWS
+    of_weight = sum_of_parts(parts, entries, first_row, ROWS, ROWS_AT_ONCE, ROWS_AT_ONCE)
+    store_range(dweight, of_weight, first_row, 0, ROWS, ROWS_AT_ONCE)
 
 
 @triton.jit(do_not_specialize=["batch", "sums", "entries"])
@@ -247,7 +233,11 @@ def norm_backward_kernel(
         dweight = sum da y        dbias = sum da
 
     Weights of one a position: a program has a tile of them and goes through all samples. Weights of one a row: a
-    program has a tile of one sample; further programs sum the rows up. dx may be dgates: each element is read first.
+    program has a tile of one sample; further programs sum the rows up, from of_rows.
+
+    dx or drecurrent, not both, may be dgates. That is safe because each element of dgates is loaded once in the whole
+    launch, by the program that has its tile, which keeps it in registers (`da`) for both norms and their weights, and
+    stores to its place only afterwards, what it has computed from it.
     """
     first = (x, weight, None, x_batch, x_channel)
     second = (recurrent, recurrent_weight, None, recurrent_batch, recurrent_channel)
@@ -284,8 +274,7 @@ def norm_backward_kernel(
                 tl.store(drecurrent_bias + at, rounded(of_bias, dgates.dtype.element_ty), mask=there)
     else:
         first_row = (program - tiles * batch) * ROWS_AT_ONCE
-        common = (statistics, of_rows, batch, entries)
         if weight is not None:
-            _sum_of_rows(0, first_row, dweight, dbias, *common, ROWS)
+            _sum_of_rows(0, first_row, dweight, dbias, of_rows, entries, ROWS)
         if recurrent_weight is not None:
-            _sum_of_rows(FIRST, first_row, drecurrent_weight, drecurrent_bias, *common, ROWS)
+            _sum_of_rows(FIRST, first_row, drecurrent_weight, drecurrent_bias, of_rows, entries, ROWS)
