@@ -304,6 +304,7 @@ def test_contradicting_settings_are_an_error(tree: Tree) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 def test_cuda_part_builds_and_works_without_a_driver(tree: Tree) -> None:
     try:
         nvcc = cuda.inspect_nvcc(cuda.find_nvcc(os.environ))
@@ -311,10 +312,11 @@ def test_cuda_part_builds_and_works_without_a_driver(tree: Tree) -> None:
     except Unavailable as reason:
         pytest.skip(str(reason))
     environment = {name: os.environ[name] for name in ("CUDA_HOME", "CUDA_PATH") if name in os.environ}
-    package = tree.wheel(FASTSAM_FORCE_CUDA="1", TORCH_CUDA_ARCH_LIST="8.0 7.5+PTX", **environment) / "fastsam"
+    # One architecture: each costs minutes of compilation.
+    package = tree.wheel(FASTSAM_FORCE_CUDA="1", TORCH_CUDA_ARCH_LIST="8.0+PTX", **environment) / "fastsam"
     native = _load(package)
-    assert _report(package)["CUDA"]["architectures"] == ["7.5+PTX", "8.0"]
-    assert native.cuda_architectures == "750,800"
+    assert _report(package)["CUDA"]["architectures"] == ["8.0+PTX"]
+    assert native.cuda_architectures == "800"
     assert f"{native.cuda_runtime // 1000}.{native.cuda_runtime // 10 % 100}" == nvcc.version
     assert native.cuda_driver >= 0 and native.cuda_devices >= 0 and native.capability_of_no_device == 0
 
