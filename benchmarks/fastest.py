@@ -12,9 +12,10 @@ from benchmarks.report import ReportError, load
 OPERATORS = {
     ATTENTION: ("double_attention", "self_attention"),
     GATES: ("separable_gates",),
-    LSTM_GATES: ("lstm_gates",),
+    LSTM_GATES: ("lstm_gates", "memory_gates", "norm_gate"),
 }
-"""The operators that a group times alone, forward and backward; one source is taken to be as two."""
+"""The operators that a group times alone, forward and backward. One source is taken to be as two, and the other gates
+as those of the LSTM, whose kernels they share."""
 
 PREFIX = f"{FASTSAM} "
 

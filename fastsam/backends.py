@@ -34,12 +34,12 @@ class _Served(NamedTuple):
     dtypes: tuple[torch.dtype, ...]
 
 
-_OPERATORS = ("double_attention", "self_attention", "separable_gates", "lstm_gates", "memory_gates", "norm_gate")
+OPERATORS = ("double_attention", "self_attention", "separable_gates", "lstm_gates", "memory_gates", "norm_gate")
 
 _SERVED = {
-    "cpu": _Served(_OPERATORS, (torch.float32, torch.float64, torch.bfloat16)),
-    "cuda": _Served(_OPERATORS, (torch.float32, torch.float64, torch.bfloat16, torch.float16)),
-    "triton": _Served(_OPERATORS, (torch.float32, torch.bfloat16, torch.float16)),
+    "cpu": _Served(OPERATORS, (torch.float32, torch.float64, torch.bfloat16)),
+    "cuda": _Served(OPERATORS, (torch.float32, torch.float64, torch.bfloat16, torch.float16)),
+    "triton": _Served(OPERATORS, (torch.float32, torch.bfloat16, torch.float16)),
 }
 
 

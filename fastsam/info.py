@@ -11,8 +11,7 @@ import torch
 
 from fastsam import backends
 from fastsam._version import __version__
-
-OPERATORS = ("double_attention", "self_attention", "separable_gates", "lstm_gates", "memory_gates", "norm_gate")
+from fastsam.backends import OPERATORS
 
 _REPORT = Path(__file__).with_name("_build.json")
 _DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)

@@ -5,11 +5,14 @@ import torch
 from torch import Tensor, nn
 
 import fastsam
+from fastsam.modules import CMSLSTMCell
+
+SIZE = (6, 4)
 
 
 def _maps(*channels: int) -> list[Tensor]:
     generator = torch.Generator().manual_seed(1)
-    return [torch.randn(2, count, 6, 5, generator=generator) for count in channels]
+    return [torch.randn(2, count, *SIZE, generator=generator) for count in channels]
 
 
 def _close(actual: Tensor, expected: Tensor, tolerance: float = 0.03) -> None:
@@ -34,6 +37,9 @@ MODULES = {
     "convlstm_cell": (lambda: fastsam.ConvLSTMCell(4, 8, 3), (4,)),
     "convlstm_cell-layer_norm": (lambda: fastsam.ConvLSTMCell(4, 8, 3, layer_norm=True), (4,)),
     "base_cell": (lambda: fastsam.BaseCell(4, 8, 3, attention_channels=4), (4,)),
+    "sam-dense_gates": (lambda: fastsam.SAM(8, 3, 3, dense_gates=True), (8, 8)),
+    "cms_lstm_cell": (lambda: CMSLSTMCell(4, 8, scales=(1, 2)), (4,)),
+    "cms_lstm_cell-position_norms": (lambda: CMSLSTMCell(4, 8, scales=(1,), map_size=SIZE), (4,)),
     "sa_convlstm_cell": (lambda: fastsam.SAConvLSTMCell(4, 8, 3, attention_channels=4), (4,)),
 }
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import fastsam
-from benchmarks.fastest import lines, main
+from benchmarks.fastest import OPERATORS, lines, main
 from fastsam import backends, fastest
 
 LINES = """
@@ -139,8 +139,14 @@ def test_lines_from_results(tmp_path, capsys):
         "8.6 double_attention tf32 256 triton,cuda,eager card.json",
         "8.6 self_attention tf32 256 triton,cuda,eager card.json",
         "8.6 lstm_gates tf32 4096 eager,triton card.json",
+        "8.6 memory_gates tf32 4096 eager,triton card.json",
+        "8.6 norm_gate tf32 4096 eager,triton card.json",
     ]
     machine["capability"] = None
     write()
     assert main([str(path)]) == 2
     assert "not a CUDA device" in capsys.readouterr().err
+
+
+def test_every_operator_is_measured():
+    assert {name for names in OPERATORS.values() for name in names} == set(backends.OPERATORS)

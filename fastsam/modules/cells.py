@@ -160,7 +160,8 @@ class ConvLSTMCell(RecurrentCell):
 
 
 def _fold_norms(norms: Sequence[Any], maps: Sequence[Tensor]) -> tuple[list[Tensor], dict[str, Any]]:
-    """What `lstm_gates` takes for two maps and their norms: the maps, and its arguments norm, recurrent_norm and eps.
+    """What `lstm_gates` and `memory_gates` take for two maps and their norms: the maps, and their arguments norm,
+    recurrent_norm and eps.
 
     The operator does the work of the norms that `_foldable` names, of one class and one eps in a call. Whatever else
     somebody put in the place of a norm is called here.
@@ -179,7 +180,7 @@ def _foldable(norm: Any, x: Tensor) -> bool:
     """Whether it is GroupNorm(1, C) or, for maps of this size, LayerNorm((C, H, W)), with weight and bias.
 
     One with hooks is called, so that they are; one of another dtype than the map is left to PyTorch unless autocast
-    brings both to one.
+    brings both to one, which it does not do with float64.
     """
     if type(norm) is nn.GroupNorm:
         whole = norm.num_groups == 1
@@ -188,7 +189,8 @@ def _foldable(norm: Any, x: Tensor) -> bool:
     if not whole or norm.weight is None or norm.bias is None or norm.eps <= 0:
         return False
     hooks = (norm._forward_hooks, norm._forward_pre_hooks, norm._backward_hooks, norm._backward_pre_hooks)
-    return not any(hooks) and (norm.weight.dtype == x.dtype or torch.is_autocast_enabled(x.device.type))
+    cast = torch.is_autocast_enabled(x.device.type) and torch.float64 not in (norm.weight.dtype, x.dtype)
+    return not any(hooks) and (cast or norm.weight.dtype == x.dtype)
 
 
 class BaseCell(ConvLSTMCell):

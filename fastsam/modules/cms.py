@@ -169,6 +169,9 @@ class CellWithBlocks(RecurrentCell):
 class CMSLSTMCell(CellWithBlocks):
     """The cell of CMS-LSTM, section 3.3: CE, a ConvLSTM (`NormalisedConvLSTMCell`), SE.
 
+    Under autocast on a GPU norms and gates are computed in float32 but from and to maps of autocast's dtype, the state
+    among them, as those of `ConvLSTMCell`.
+
     Args:
         in_channels: channels of the input X.
         hidden_channels: channels of H and C.

@@ -52,7 +52,9 @@ def without_autocast(function: Callable[..., Any], *arguments: Any) -> Any:
 
 def needs_registered_operator(tensors: Sequence[Any]) -> bool:
     """Whether a tracer or a tensor subclass is looking, so that the call must go through torch.ops."""
-    return torch.compiler.is_compiling() or any(tensor is not None and type(tensor) not in _PLAIN for tensor in tensors)
+    if torch.compiler.is_compiling() or torch.jit.is_tracing():
+        return True
+    return any(tensor is not None and type(tensor) not in _PLAIN for tensor in tensors)
 
 
 def choose(operator: str, tensor: Tensor) -> str:

@@ -188,3 +188,24 @@ def test_the_registered_operator_checks_its_arguments(native_backend, variant):
     wrong = {**arguments, name: torch.cat([last, last], dim=1 if last.ndim == 4 else 0)}
     with pytest.raises((ValueError, TypeError), match=operator):
         cases.registered(operator)(**wrong)
+
+
+@pytest.mark.parametrize("operator", ["lstm_gates", "memory_gates", "norm_gate"])
+def test_a_bias_without_a_weight_is_refused(operator):
+    arguments = cases.make(operator, norm="channel")
+    with pytest.raises(ValueError, match=f"{operator}: norm has a bias without a weight"):
+        cases.registered(operator)(**{**arguments, "norm_weight": None})
+
+
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")
+@pytest.mark.parametrize("operator", cases.OPERATORS)
+def test_a_traced_call_depends_on_its_inputs(native_backend, operator):
+    arguments, others = (cases.make(operator, seed=seed, dtype=torch.float32) for seed in range(2))
+    names = [name for name, value in arguments.items() if isinstance(value, torch.Tensor)]
+
+    def call(*tensors):
+        return cases.public(operator)(**{**arguments, **dict(zip(names, tensors, strict=True))})
+
+    traced = torch.jit.trace(call, [arguments[name] for name in names])
+    given = [others[name] for name in names]
+    torch.testing.assert_close(traced(*given), call(*given), rtol=0, atol=0)

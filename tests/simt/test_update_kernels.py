@@ -63,6 +63,15 @@ def test_small_and_odd_shapes(usual: Kernels, norms: str, shape: tuple[int, int,
     check(usual, [draw(norms, shape, seed=seed, update=update) for seed in range(12)])
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=lambda dtype: str(dtype)[6:])
+@pytest.mark.parametrize("norms", ["c", "p"])
+@pytest.mark.parametrize("update", [TANH, SIGMOID], ids=name_of)
+def test_a_sample_of_one_number_is_its_own_mean(usual: Kernels, norms: str, dtype: torch.dtype, update: Update) -> None:
+    """So its gradient is 0 but for what float32 loses, however much 1 / sqrt(eps) makes of a rounding to 16 bits."""
+    gradient = run(usual, draw(norms, (40, 1, 1, 1), dtype, update=update))["gradient of x[0]"]
+    assert gradient.abs().max() < 1e-4
+
+
 @one_of_each_kind
 @pytest.mark.parametrize("norms", ["--", "cc", "pp"])
 @pytest.mark.parametrize("shape", [(1, 2, 16, 24), (1, 2, 17, 19)], ids=str)

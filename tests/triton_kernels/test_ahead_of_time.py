@@ -23,6 +23,9 @@ SPILLING = ("keys=128", "keys=256", "C=256")
 NOT_WHOLE, NOT_WHOLE_STACK = "15x17", 32
 """Attention on maps that tiles reach beyond: the masks may push a few numbers, so many bytes, out of registers."""
 
+ROUNDED, ROUNDED_STACK = "tf32 C=128 keys=16 64x64 attention_column_gradients", 160
+"""Rounding its operands to tf32 takes this kernel more registers than a thread has, whatever its tiles."""
+
 ALL = {capability: "" for capability in SHARED}
 SOME = {86: "", 100: "C=(?!128|256)"}
 """What is compiled by default: capabilities, and a regular expression of names."""
@@ -51,6 +54,7 @@ def test_machine_code(cache, capability):
     assert len(kernels) > 20
     for kernel in kernels:
         most = NOT_WHOLE_STACK if NOT_WHOLE in kernel["name"] else 0
+        most = ROUNDED_STACK if ROUNDED in kernel["name"] else most
         assert kernel["stack"] <= most or any(part in kernel["name"] for part in SPILLING), kernel
         assert kernel["shared"] <= 1024 * SHARED[capability], kernel
         assert kernel["tensor_cores"] or not kernel["wanted"], kernel

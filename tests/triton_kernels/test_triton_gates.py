@@ -109,6 +109,14 @@ def test_separable_gates_summed_in_several_parts(poison, monkeypatch):
 
 
 @EACH_DTYPE
+@pytest.mark.parametrize("variant", ["norm_gate-norm", "norm_gate-position_norm", "memory_gates-state_norm"])
+def test_a_sample_of_one_number_is_its_own_mean(poison, variant, dtype):
+    """So its gradient is 0 however much 1 / sqrt(eps) makes of a rounding error."""
+    operator, options = cases.PUBLIC_VARIANTS[variant]
+    assert_accurate(operator, _draws(operator, 4, channels=1, size=(1, 1), **options, dtype=dtype))
+
+
+@EACH_DTYPE
 @pytest.mark.parametrize("norms", NORMS, ids=str)
 def test_lstm_gates(poison, norms, dtype):
     assert_accurate("lstm_gates", _draws("lstm_gates", channels=7, size=(5, 6), **norms, dtype=dtype))

@@ -104,7 +104,8 @@ __global__ void __launch_bounds__(kLstmThreads, kLstmBackwardBlocks<T>)
       const int64_t to = gate_rows + gate * channels * positions + at;
       store_lanes<T, V>(call.dx[0] + to, da[gate]);
       if (copy) store_lanes<T, V>(call.dx[1] + to, da[gate]);
-      add_to_sums(gates, gate, at, da[gate], sums);
+      // The next launch takes the sums' mean off what is stored: of a sample of one number nothing may be left.
+      add_to_sums(gates, gate, at, as_stored<T, V>(da[gate]), sums);
     }
   }
   if constexpr (kWeights != NormWeights::kNone) keep_sums(call, place, gates, sums);

@@ -72,6 +72,14 @@ __device__ __forceinline__ void store_lanes(Global<T> to, const Lanes<Wide<T>, V
   }
 }
 
+// The numbers that store_lanes leaves in memory.
+template <class T, int V>
+__device__ __forceinline__ Lanes<Wide<T>, V> as_stored(Lanes<Wide<T>, V> lanes) {
+#pragma unroll
+  for (int i = 0; i < V; ++i) lanes[i] = widen(narrow<T>(lanes[i]));
+  return lanes;
+}
+
 __device__ __forceinline__ float sigmoid(float x) { return __fdividef(1.0f, 1.0f + expf(-x)); }
 __device__ __forceinline__ double sigmoid(double x) { return 1.0 / (1.0 + exp(-x)); }
 __device__ __forceinline__ float hyperbolic_tangent(float x) { return tanhf(x); }

@@ -203,6 +203,8 @@ def check_norms(check: Arguments, rows: str, **norms: tuple[Any, Any]) -> None:
     """
     dims: tuple[str, ...] = ()
     for name, values in norms.items():
+        if values[0] is None and values[1] is not None:
+            raise ValueError(f"{check.operator}: {name} has a bias without a weight; give both or neither")
         for index, value in enumerate(values if values[0] is not None else ()):
             dims = dims or _dims_of_norm(check.operator, f"{name}[{index}]", value, rows)
             check.tensor(f"{name}[{index}]", value, *dims)

@@ -56,7 +56,9 @@ def _sum_up(
     dy_centred = 0.0
     for k in tl.static_range(GATES):
         gate_row = row + k * C
-        da = tl.where(there, gradients[k], 0.0)
+        # As it is stored: the next launch takes the mean off that, and of a sample of one number nothing may be left.
+        stored = rounded(gradients[k], term[0].dtype.element_ty).to(tl.float32)
+        da = tl.where(there, stored, 0.0)
         centred = load_term(term, sample, gate_row, position, there) - of_term[0]
         weight = load_norm(term[1], gate_row, position, there, N, ROWS, OF_POSITIONS)
         da_centred = tl.where(there, da * centred, 0.0)
@@ -235,9 +237,10 @@ def norm_backward_kernel(
     Weights of one a position: a program has a tile of them and goes through all samples. Weights of one a row: a
     program has a tile of one sample; further programs sum the rows up, from of_rows.
 
-    dx or drecurrent, not both, may be dgates. That is safe because each element of dgates is loaded once in the whole
-    launch, by the program that has its tile, which keeps it in registers (`da`) for both norms and their weights, and
-    stores to its place only afterwards, what it has computed from it.
+    dx or drecurrent, not both, may be dgates. That is safe because each element of dgates is loaded by one program
+    only, the one that has its tile, which keeps it in registers (`da`) for both norms and their weights, and stores to
+    its place afterwards. Where several of its threads load the same element, all of them have before one stores: the
+    sums of `_correction` stand between, which wait for all threads.
     """
     first = (x, weight, None, x_batch, x_channel)
     second = (recurrent, recurrent_weight, None, recurrent_batch, recurrent_channel)

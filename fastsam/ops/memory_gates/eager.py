@@ -1,4 +1,4 @@
-"""The gated memory update in plain PyTorch, to be read beside equation 8 and 9 of the SA-ConvLSTM paper."""
+"""The gated memory update in plain PyTorch, to be read beside equations 8 and 9 of the SA-ConvLSTM paper."""
 
 from torch import Tensor
 

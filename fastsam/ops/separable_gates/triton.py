@@ -49,7 +49,7 @@ def backward_candidates(channels: int, tensor_cores: bool) -> Candidates:
     """
     tile = padded(channels)
     warps = _warps(tile) if tensor_cores else 8 if tile <= 128 else 16
-    sizes = [(16, 32), (16, 16), (32, 16), (32, 32)] if tile <= 64 and tensor_cores else [(16, 16), (16, 32), (32, 16)]
+    sizes = [(16, 32), (16, 16), (32, 16), (32, 32)] if tile <= 128 and tensor_cores else [(16, 16), (16, 32), (32, 16)]
     return distinct(
         {"CHANNELS": tile, "POSITION_TILE": positions, "CHUNK": chunk, "num_warps": warps, "num_stages": 1}
         for positions, chunk in sizes
