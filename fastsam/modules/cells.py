@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from fastsam.modules import _check
 from fastsam.modules.attention import SAM, AttentionMaps, SAMWeights, SelfAttention, SelfAttentionWeights
 from fastsam.ops import lstm_gates
+from fastsam.ops._dispatch import autocast_enabled
 
 
 class ConvLSTMState(NamedTuple):
@@ -189,8 +190,9 @@ def _foldable(norm: Any, x: Tensor) -> bool:
     if not whole or norm.weight is None or norm.bias is None or norm.eps <= 0:
         return False
     hooks = (norm._forward_hooks, norm._forward_pre_hooks, norm._backward_hooks, norm._backward_pre_hooks)
-    cast = torch.is_autocast_enabled(x.device.type) and torch.float64 not in (norm.weight.dtype, x.dtype)
-    return not any(hooks) and (cast or norm.weight.dtype == x.dtype)
+    same = norm.weight.dtype == x.dtype
+    cast = not same and autocast_enabled(x) and torch.float64 not in (norm.weight.dtype, x.dtype)
+    return not any(hooks) and (same or cast)
 
 
 class BaseCell(ConvLSTMCell):
