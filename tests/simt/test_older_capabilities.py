@@ -103,11 +103,11 @@ KERNELS = {
         using Way = WarpFma<float>;
         #define KERNELS(S, KeyWarps)                                                               \\
           template __global__ void attention_forward_kernel<S, Way, KeyWarps, 64>(                 \\
-              AttentionForwardArguments<S>, int);                                                  \\
+              AttentionForwardArguments<S>, ForwardStages);                                        \\
           template __global__ void attention_backward_prepare_kernel<S, Way, KeyWarps, 64>(        \\
               AttentionBackwardArguments<S, Way>);                                                 \\
           template __global__ void attention_backward_attend_kernel<S, Way, KeyWarps, 64>(         \\
-              AttentionBackwardArguments<S, Way>, int);                                            \\
+              AttentionBackwardArguments<S, Way>, BackwardStages);                                 \\
           template __global__ void attention_backward_finish_kernel<S, Way, KeyWarps, 64>(         \\
               AttentionBackwardArguments<S, Way>, AttentionSums<float>, int64_t);
         KERNELS(float, 1)
