@@ -1,15 +1,12 @@
 """`lstm_gates`: the gate arithmetic of a ConvLSTM cell."""
 
-from typing import Any
-
 from torch import Tensor
 
-from fastsam.ops import _dispatch
 from fastsam.ops._check import real_number
-from fastsam.ops._gates.operator import Call, Operator, check_norms, joined, pair
+from fastsam.ops._gates.operator import Call, Operator
+from fastsam.ops._gates.state_norm import call_with_norms
 from fastsam.ops._gates.update import Update
 from fastsam.ops.lstm_gates import eager
-from fastsam.ops.norm_gate import norm_of_state
 
 
 def lstm_gates(
@@ -50,26 +47,8 @@ def lstm_gates(
         ValueError: a shape, device or number does not fit, or there is a recurrent_norm without recurrent.
         RuntimeError: a back end is forced that cannot serve the call.
     """
-    norms = (*pair("lstm_gates", "norm", norm), *pair("lstm_gates", "recurrent_norm", recurrent_norm))
-    norms = (*norms, *pair("lstm_gates", "state_norm", state_norm))
-    arguments = (gates, c, forget_bias, recurrent, *norms, eps)
-    if isinstance(gates, Tensor) and _dispatch.autocast_enabled(gates):
-        return _dispatch.without_autocast(_lstm_gates, *arguments)
-    return _lstm_gates(*arguments)
-
-
-def _lstm_gates(*arguments: Any) -> tuple[Tensor, Tensor]:
-    gates, c, forget_bias, recurrent, *norms, weight, bias, eps = arguments
-    fused = (gates, c, forget_bias, recurrent, *norms, eps, weight is not None)
-    call = _call(*fused)
-    check_norms(OPERATOR.check(call), "C", state_norm=(weight, bias))
-    real_number("lstm_gates", "forget_bias", forget_bias)
-    route = OPERATOR.route((*call.tensors, weight, bias))
-    if route == "eager":
-        pairs = {"norm": joined(*norms[:2]), "recurrent_norm": joined(*norms[2:]), "state_norm": joined(weight, bias)}
-        return eager.lstm_gates(gates, c, forget_bias, recurrent=recurrent, **pairs, eps=eps)
-    h, c_new = OPERATOR.run(route, call, fused)
-    return (h, c_new) if weight is None else norm_of_state(c_new, h, "tanh", (weight, bias), eps, route)
+    norms = {"norm": norm, "recurrent_norm": recurrent_norm, "state_norm": state_norm}
+    return call_with_norms(OPERATOR, eager.lstm_gates, "tanh", (gates, c, forget_bias), recurrent, norms, eps)
 
 
 def _call(
@@ -84,6 +63,7 @@ def _call(
     eps: float = 1e-5,
     gate: bool = False,
 ) -> Call:
+    real_number("lstm_gates", "forget_bias", forget_bias)
     norms = norm_weight, norm_bias, recurrent_norm_weight, recurrent_norm_bias
     return Call(Update("lstm", "gate" if gate else "hidden", forget_bias), eps, gates, c, recurrent, *norms)
 

@@ -1,14 +1,11 @@
 """`memory_gates`: the gated update of a memory from gates that were computed elsewhere."""
 
-from typing import Any
-
 from torch import Tensor
 
-from fastsam.ops import _dispatch
-from fastsam.ops._gates.operator import Call, Operator, check_norms, joined, pair
+from fastsam.ops._gates.operator import Call, Operator
+from fastsam.ops._gates.state_norm import call_with_norms
 from fastsam.ops._gates.update import Update
 from fastsam.ops.memory_gates import eager
-from fastsam.ops.norm_gate import norm_of_state
 
 
 def memory_gates(
@@ -49,25 +46,8 @@ def memory_gates(
         ValueError: a shape, device or number does not fit, or there is a recurrent_norm without recurrent.
         RuntimeError: a back end is forced that cannot serve the call.
     """
-    norms = (*pair("memory_gates", "norm", norm), *pair("memory_gates", "recurrent_norm", recurrent_norm))
-    norms = (*norms, *pair("memory_gates", "state_norm", state_norm))
-    arguments = (gates, m, recurrent, *norms, eps)
-    if isinstance(gates, Tensor) and _dispatch.autocast_enabled(gates):
-        return _dispatch.without_autocast(_memory_gates, *arguments)
-    return _memory_gates(*arguments)
-
-
-def _memory_gates(*arguments: Any) -> tuple[Tensor, Tensor]:
-    gates, m, recurrent, *norms, weight, bias, eps = arguments
-    fused = (gates, m, recurrent, *norms, eps, weight is not None)
-    call = _call(*fused)
-    check_norms(OPERATOR.check(call), "C", state_norm=(weight, bias))
-    route = OPERATOR.route((*call.tensors, weight, bias))
-    if route == "eager":
-        pairs = {"norm": joined(*norms[:2]), "recurrent_norm": joined(*norms[2:]), "state_norm": joined(weight, bias)}
-        return eager.memory_gates(gates, m, recurrent=recurrent, **pairs, eps=eps)
-    h_hat, m_new = OPERATOR.run(route, call, fused)
-    return (h_hat, m_new) if weight is None else norm_of_state(m_new, h_hat, "identity", (weight, bias), eps, route)
+    norms = {"norm": norm, "recurrent_norm": recurrent_norm, "state_norm": state_norm}
+    return call_with_norms(OPERATOR, eager.memory_gates, "identity", (gates, m), recurrent, norms, eps)
 
 
 def _call(

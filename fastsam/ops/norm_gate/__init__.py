@@ -10,8 +10,6 @@ from fastsam.ops._gates.operator import Call, Operator, joined, pair
 from fastsam.ops._gates.update import Update
 from fastsam.ops.norm_gate import eager
 
-_ACTIVATIONS = ("identity", "tanh", "sigmoid")
-
 
 def norm_gate(
     x: Tensor,
@@ -80,8 +78,8 @@ def _call(
 ) -> Call:
     if not isinstance(activation, str):
         raise TypeError(f"norm_gate: activation must be a string, got {type(activation).__name__}")
-    if activation not in _ACTIVATIONS:
-        raise ValueError(f"norm_gate: activation must be one of {', '.join(_ACTIVATIONS)}, got {activation!r}")
+    if activation not in eager.ACTIVATIONS:
+        raise ValueError(f"norm_gate: activation must be one of {', '.join(eager.ACTIVATIONS)}, got {activation!r}")
     update = Update("product", activation, scale, keep_state)
     return Call(update, eps, x, y, norm_weight=norm_weight, norm_bias=norm_bias)
 

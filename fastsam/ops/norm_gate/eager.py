@@ -5,7 +5,7 @@ from torch import Tensor
 
 from fastsam.ops._gates.eager import normalise
 
-_ACTIVATIONS = {"identity": lambda x: x, "tanh": torch.tanh, "sigmoid": torch.sigmoid}
+ACTIVATIONS = {"identity": lambda x: x, "tanh": torch.tanh, "sigmoid": torch.sigmoid}
 
 
 def norm_gate(
@@ -18,5 +18,5 @@ def norm_gate(
     eps: float = 1e-5,
 ) -> Tensor:
     """See `fastsam.ops.norm_gate`."""
-    gate = _ACTIVATIONS[activation](normalise(x, norm, eps))
+    gate = ACTIVATIONS[activation](normalise(x, norm, eps))
     return (scale * gate * y).contiguous()
