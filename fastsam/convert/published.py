@@ -1,13 +1,12 @@
 """Self-attention memories (SAM) that others published, as options and a state dict of `fastsam.SAM`."""
 
-import copy
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from fastsam import backends
+from fastsam.convert.comparison import Run, check_arithmetic
 from fastsam.modules import _check
 from fastsam.ops._check import Arguments
 
@@ -127,47 +126,54 @@ def published_sam(module: Any) -> PublishedSAM:
     return PublishedSAM(options, {name: part.clone() for name, part in parts.items()})
 
 
-def check_arithmetic(module: nn.Module, sam: nn.Module) -> None:
-    """Check on random maps, in float64 on the CPU, that both compute the same: names and shapes do not tell it all.
-
-    The tolerance is the square root of the machine epsilon of the parameters.
+def check_sam(module: nn.Module, sam: nn.Module) -> None:
+    """Check on small random maps that a published module and the SAM made of it compute the same.
 
     Raises:
-        ValueError: they do not.
+        ValueError: they do not, or the published module cannot be run.
     """
-    generator = torch.Generator().manual_seed(0)
-    parameter = next(sam.parameters())
-    h, m = (
-        torch.randn(2, parameter.shape[1], 3, 4, generator=generator, dtype=torch.float64, device="cpu")
-        for _ in range(2)
+    shape = (2, next(sam.parameters()).shape[1], 3, 4)
+    check_arithmetic(
+        f"{_OWNER}: {type(module).__name__} has the parameters of a known SAM",
+        Run(module),
+        Run(sam),
+        {"h": shape, "m": shape},
+        ("h", "m"),
+        suspects="the order of its gates, and at how it brings the attended values back into maps",
+        otherwise="; its state_dict converts without this check",
     )
-    original, converted = (copy.deepcopy(of).to("cpu", torch.float64) for of in (module, sam))
-    with torch.no_grad(), backends.backend("eager"):
-        expected, actual = original(h, m), converted(h, m)
-    tolerance = torch.finfo(parameter.dtype).eps ** 0.5
-    for name, one, other in zip(("h", "m"), expected, actual, strict=False):
-        error = float((one - other).norm() / one.norm())
-        if not error <= tolerance:
-            raise ValueError(
-                f"{_OWNER}: {type(module).__name__} has the parameters of a known SAM but computes something else: its "
-                f"output {name} on random maps is off by {error:.2g} of its norm; look at the order of its gates, and "
-                "at how it brings the attended values back into maps (its state_dict converts without this check)"
-            )
 
 
-def _recognised(state_dict: Mapping[str, Tensor], what: str) -> _Lineage:
+def sam_origin(names: Iterable[str]) -> str | None:
+    """Who published the SAM whose state_dict has just these names; None where it is not known here."""
+    lineage = _lineage(set(names))
+    return None if lineage is None else lineage.origin
+
+
+def listed(names: Iterable[str], most: int = 24) -> str:
+    """The names for a message, which may be very many."""
+    names = [*names]
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
+
+
+def _lineage(names: set[str]) -> _Lineage | None:
     for lineage in _LINEAGES:
         weights = {f"{name}.weight" for name in lineage.convolutions}
         biases = {f"{name}.bias" for name in lineage.convolutions}
-        if set(state_dict) in (weights, weights | biases):
+        if names in (weights, weights | biases):
             return lineage
-    most = 24
-    found = ", ".join([*state_dict][:most]) + (f" and {len(state_dict) - most} more" if len(state_dict) > most else "")
-    known = (f"\n  {lineage.origin}: {', '.join(lineage.convolutions)}" for lineage in _LINEAGES)
-    raise ValueError(
-        f"{_OWNER}: {what} is no SAM that is known here. It holds {found or 'no parameters'}; known are, each with "
-        f"weights, and biases for all or none:{''.join(known)}"
-    )
+    return None
+
+
+def _recognised(state_dict: Mapping[str, Tensor], what: str) -> _Lineage:
+    lineage = _lineage(set(state_dict))
+    if lineage is None:
+        known = (f"\n  {lineage.origin}: {', '.join(lineage.convolutions)}" for lineage in _LINEAGES)
+        raise ValueError(
+            f"{_OWNER}: {what} is no SAM that is known here. It holds {listed(state_dict) or 'no parameters'}; known "
+            f"are, each with weights, and biases for all or none:{''.join(known)}"
+        )
+    return lineage
 
 
 def _checked_sizes(state_dict: Mapping[str, Tensor], lineage: _Lineage) -> dict[str, int]:

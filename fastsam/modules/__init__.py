@@ -27,6 +27,7 @@ from fastsam.modules.e3d_lstm import E3DLSTMCell
 from fastsam.modules.forecaster import Forecaster, patchify, unpatchify
 from fastsam.modules.mim import CausalMIMCell, MIMCell
 from fastsam.modules.predrnn import STLSTMCell
+from fastsam.modules.published_cell import PublishedSAConvLSTMCell
 from fastsam.modules.traj_gru import TrajGRUCell
 
 __all__ = [
@@ -49,6 +50,7 @@ __all__ = [
     "GradientHighwayUnit",
     "MIMCell",
     "NormalisedConvLSTMCell",
+    "PublishedSAConvLSTMCell",
     "RecurrentCell",
     "SAConvLSTMCell",
     "SAConvLSTMState",

@@ -10,7 +10,6 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from fastsam.convert.published import check_arithmetic, published_sam
 from fastsam.modules import _check
 from fastsam.modules._projections import _at, _attention_rows, _autocast_off, _bias, _fold_scores, _fold_values, _matrix
 from fastsam.ops import memory_gates, self_attention, separable_gates
@@ -253,20 +252,22 @@ class SAM(nn.Module):
 
         Args:
             module: the module, of which is checked on small random maps that it computes what its names tell; or its
-                state_dict, where it cannot be.
+                state_dict, where it cannot be run.
 
         Returns:
             The SAM; called with (h, m) it returns (h, m), also where the original returns more.
 
         Raises:
-            TypeError, ValueError: the module is not recognised, a parameter does not fit the others, or it computes
-                something else.
+            TypeError, ValueError: the module is not recognised, a parameter does not fit the others, the module cannot
+                be run, or it computes something else.
         """
+        from fastsam.convert.published import check_sam, published_sam  # which builds on this package
+
         options, state_dict = published_sam(module)
         sam = cls(**options, device="meta")  # parameters to be replaced: no memory, no random numbers
         sam.load_state_dict(state_dict, assign=True)
         if isinstance(module, nn.Module):
-            check_arithmetic(module, sam)
+            check_sam(module, sam)
         return sam
 
     def extra_repr(self) -> str:

@@ -1,11 +1,15 @@
 """SAM.from_module against the published modules."""
 
 import copy
+import os
+import re
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from published_cells import CellOnCHM, CellOnHCM, CellToHCM, CellWithPeepholes, StackOfCells
 from published_sams import (
     WithConvolutionsAfterAttention,
     WithGatesInAnotherOrder,
@@ -15,6 +19,7 @@ from published_sams import (
 )
 from torch import Tensor, nn
 
+import fastsam
 from fastsam.modules import SAM, attention
 
 Make = Callable[[], nn.Module]
@@ -165,6 +170,58 @@ def test_other_arithmetic_behind_the_names_is_seen() -> None:
     assert isinstance(SAM.from_module(module.state_dict()), SAM)
 
 
+class Failing(WithLayersK2V2):
+    """The parameters of a published module with another forward."""
+
+    def __init__(self, forward: Callable[..., Any]) -> None:
+        super().__init__(8, 3)
+        self.forward = forward
+
+
+def missing_attribute(h: Tensor, m: Tensor) -> Tensor:
+    return h.View(-1)
+
+
+UNUSABLE: list[tuple[Callable[[], nn.Module], str]] = [
+    (
+        lambda: Failing(lambda h: h),
+        r"could not be run on maps h \(2, 8, 3, 4\), m \(2, 8, 3, 4\): TypeError: .*takes 1",
+    ),
+    (lambda: Failing(missing_attribute), "could not be run on maps .*: AttributeError: .*has no attribute 'View'"),
+    (lambda: made("k2 v2").to("meta"), "could not be run on maps .*: NotImplementedError: .*meta"),
+    (lambda: Failing(lambda h, m: h), "returns Tensor, not the maps h, m"),
+    (lambda: Failing(lambda h, m: {"h": h, "m": m}), "returns dict, not the maps h, m"),
+    (lambda: Failing(lambda h, m: (h,)), "returns 1 values, not the maps h, m"),
+    (
+        lambda: Failing(lambda h, m: (h[:, :4], m)),
+        r"its h on random maps is of shape \(2, 4, 3, 4\), not \(2, 8, 3, 4\)",
+    ),
+    (lambda: Failing(lambda h, m: (None, m)), r"its h on random maps is a NoneType, not a tensor"),
+    (
+        lambda: Failing(lambda h, m: (h * float("nan"), m)),
+        "computes something else: its h on random maps is off by nan",
+    ),
+]
+
+
+@pytest.mark.parametrize("make, message", UNUSABLE, ids=[message[:40] for _, message in UNUSABLE])
+def test_an_original_that_cannot_be_compared(make: Callable[[], nn.Module], message: str) -> None:
+    module = make()
+    begin = f"SAM.from_module: {type(module).__name__} has the parameters of a known SAM but "
+    with pytest.raises(
+        ValueError, match=f"(?s){begin}.*{message}.*; its state_dict converts without this check"
+    ) as raised:
+        SAM.from_module(module)
+    assert (raised.value.__cause__ is not None) == ("could not be run" in message)
+    assert isinstance(SAM.from_module(module.state_dict()), SAM)
+
+
+def test_an_original_that_keeps_tensors_with_a_history() -> None:
+    module = made("k2 v2")
+    module.kept = module(*maps(2))[0]  # copy.deepcopy refuses it
+    assert isinstance(SAM.from_module(module), SAM)
+
+
 def changed(name: str, **shapes: tuple[int, ...]) -> dict[str, Tensor]:
     """A published state dict with some entries replaced, by zeros of these shapes, or taken out, by ()."""
     state_dict = dict(made(name, torch.float32).state_dict())
@@ -240,3 +297,66 @@ def test_errors_name_what_is_wrong(make: Callable[[], Any], error: type[Exceptio
     with pytest.raises(error, match=f"(?s){message}") as raised:
         SAM.from_module(make())
     assert str(raised.value).startswith("SAM.from_module: ")
+
+
+def section(heading: str) -> list[str]:
+    """The code blocks of a section of the README; FASTSAM_TEST_README names another file to read."""
+    readme = os.environ.get("FASTSAM_TEST_README", Path(__file__).parents[2] / "README.md")
+    after = Path(readme).read_text(encoding="utf-8").split(f"### {heading}\n")[1]
+    return re.findall(r"```python\n(.*?)```", re.split(r"\n##+ ", after)[0], re.DOTALL)
+
+
+BLOCKS = section("You already have a SAM")
+STACKS: dict[str, Callable[..., nn.Module]] = {
+    "cells": CellOnHCM,
+    "cells of another": CellOnCHM,
+    "cell_list": CellToHCM,
+}
+
+
+def stack(name: str) -> tuple[StackOfCells, Tensor]:
+    """A published model of two layers in float64, and frames for it."""
+    torch.manual_seed(0)
+    model = StackOfCells(name.split()[0], [STACKS[name](1, 8), STACKS[name](8, 8)]).double()
+    return model, torch.stack(maps(3), dim=1)[:, :, :1]
+
+
+@pytest.mark.parametrize("name", STACKS)
+def test_the_readme_replaces_the_modules_of_a_checkpoint(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    model, frames = stack(name)
+    torch.save(model, "checkpoint.pth")
+    names = {"torch": torch, "fastsam": fastsam}
+    exec(BLOCKS[0].replace("in model.cells:", f"in model.{model.name}:"), names)
+    assert all(isinstance(cell.attention_layer, SAM) for cell in getattr(names["model"], model.name))
+    assert_close([names["model"](frames)], [model(frames)])
+    assert f"model.{model.name}" in BLOCKS[0]
+
+
+def test_the_readme_changes_a_cell_that_hands_its_map_on() -> None:
+    torch.manual_seed(0)
+    cell = CellWithPeepholes(3, 8).double()
+    before = [line for line in BLOCKS[1].splitlines() if line.endswith("# before")]
+    after = [line for line in BLOCKS[1].splitlines() if line not in before]
+    assert len(before) == 1
+    results = []
+    for lines in (before, after):
+        new_h, prev_memory = maps(2)
+        names = {"fastsam": fastsam, "self": copy.deepcopy(cell), "new_h": new_h, "prev_memory": prev_memory}
+        names |= {"row": 2, "column": 3}
+        exec("\n".join(lines), names)
+        results.append(names)
+    expected, actual = results
+    assert_close([actual["new_h"], actual["new_memory"]], [expected["new_h"], expected["new_memory"]])
+    assert_close([actual["attention_h"][:, 0]], [expected["attention_h"][:, 2 * 6 + 3]])
+
+
+def test_the_readme_converts_a_cell() -> None:
+    model, _ = stack("cells")
+    x, h, c, m = maps(4)
+    names = {"fastsam": fastsam, "model": model, "x": x[:, :1], "h": h, "c": c, "m": m}
+    exec(BLOCKS[2], names)
+    output, state = model.cells[0](x[:, :1], (h, c, m))
+    assert_close([names[name] for name in ("output", "h", "c", "m")], [output, *state])
