@@ -14,6 +14,9 @@ if not torch.cuda.is_available():
 
 import fastsam
 
+# What inductor keeps on disk is found by the names of operators, which stay when their outputs change.
+torch.compiler.config.force_disable_caches = True
+
 TESTS = Path(__file__).resolve().parent
 sys.path[:0] = [
     str(TESTS),

@@ -79,6 +79,23 @@ def wants_gradient(tensors: Sequence[Tensor | None]) -> bool:
     return torch.is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in tensors)
 
 
+def keeps_context(tensors: Sequence[Tensor | None]) -> bool:
+    """Whether a registered operator must keep what its backward pass needs.
+
+    A graph of torch.jit.trace is run with gradients and without, however it was traced.
+    """
+    return torch.jit.is_tracing() or wants_gradient(tensors)
+
+
+def check_context_kept(operator: str, keep: bool) -> None:
+    """Raise where the backward pass of a registered operator is asked for that was told not to keep its context."""
+    if not keep:
+        raise RuntimeError(
+            f"fastsam.{operator}: it was traced or called with keep=False, without a gradient to come, and has none; "
+            "trace it with torch.is_grad_enabled() and an input that requires a gradient"
+        )
+
+
 def empty_gradients(tensors: Sequence[Tensor | None]) -> list[Tensor]:
     """What a backward operator returns, uninitialised: one contiguous tensor for each that is given."""
     return [torch.empty_like(tensor, memory_format=torch.contiguous_format) for tensor in tensors if tensor is not None]
@@ -129,14 +146,24 @@ def register(
     name, backward_name = f"fastsam::{operator}", f"fastsam::{operator}_backward"
     LIBRARY.define(f"{operator}{schema}")
     LIBRARY.define(f"{operator}_backward{backward_schema}")
-    LIBRARY.impl(operator, implementation, "CompositeExplicitAutograd")
+    LIBRARY.impl(operator, _filled(operator, implementation), "CompositeExplicitAutograd")
     LIBRARY.impl(f"{operator}_backward", backward_implementation, "CompositeExplicitAutograd")
-    torch.library.register_fake(name, fake, lib=LIBRARY)
+    torch.library.register_fake(name, _filled(operator, fake), lib=LIBRARY)
     torch.library.register_fake(backward_name, backward_fake, lib=LIBRARY)
     torch.library.register_autograd(name, backward, setup_context=setup_context, lib=LIBRARY)
     torch.library.register_autograd(backward_name, _raise_second_derivative(operator), lib=LIBRARY)
     for key in ("AutocastCPU", "AutocastCUDA"):
         LIBRARY.impl(operator, _autocast_kernel(operator), key)
+
+
+def _filled(operator: str, function: Callable[..., Any]) -> Callable[..., Any]:
+    """`function` with all of the operator's arguments: the dispatcher leaves out the last ones that are the default."""
+    defaults = [argument.default_value for argument in getattr(torch.ops.fastsam, operator).default._schema.arguments]
+
+    def filled(*arguments: Any) -> Any:
+        return function(*arguments, *defaults[len(arguments) :])
+
+    return filled
 
 
 def _autocast_kernel(operator: str) -> Callable[..., Any]:

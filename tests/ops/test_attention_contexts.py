@@ -52,16 +52,16 @@ def _sources(operator: str) -> list[tuple[str, str]]:
 def _contexts_for(operator: str, arguments: cases.Arguments, shifts: list[Tensor]) -> list[Tensor]:
     """The contexts in float64 after each source's shift (B, C) was taken from its columns."""
     arguments = cases.map_tensors(Tensor.double, arguments)
-    averages, sums = [], []
+    contexts = []
     for (name, end), shift in zip(_sources(operator), shifts, strict=True):
         x = arguments[name] - shift[:, :, None, None]
         query = oracle.matrix(arguments[f"score{end}"], arguments[_sources(operator)[0][0]])
         query = query + arguments[f"score_bias{end}"][:, None, None]
         keys = oracle.matrix(arguments[f"key{end}"], x) if f"key{end}" in arguments else x
         scores = torch.einsum("bdi,bdj->bij", query.flatten(2), keys.flatten(2))
-        averages.append(torch.einsum("bij,bcj->bci", scores.softmax(2), x.flatten(2)).view_as(x))
-        sums.append(scores.logsumexp(2))
-    return [*averages, *sums, *shifts]
+        average = torch.einsum("bij,bcj->bci", scores.softmax(2), x.flatten(2)).view_as(x)
+        contexts += [average, scores.logsumexp(2), shift]
+    return contexts
 
 
 @DTYPES
@@ -71,7 +71,7 @@ def test_contexts_are_of_the_source_without_its_mean(backend_name, poison, varia
     wide = torch.float64 if dtype == torch.float64 else torch.float32
     _, contexts = _forward(operator, arguments)
     means = [arguments[name].double().mean((2, 3)) for name, _ in _sources(operator)]
-    shifts = contexts[-len(means) :]
+    shifts = contexts[2::3]
     tolerance = 16 * torch.finfo(dtype if backend_name == "eager" else wide).eps
     for shift, mean in zip(shifts, means, strict=True):
         torch.testing.assert_close(shift.double(), mean, rtol=tolerance, atol=0)

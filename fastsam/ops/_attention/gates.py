@@ -9,7 +9,7 @@ from torch import Tensor
 from fastsam import backends
 from fastsam.ops import _dispatch
 from fastsam.ops._attention import Context, Source, implementation, native
-from fastsam.ops._attention.autograd import contexts_of, flatten, sources_of
+from fastsam.ops._attention.autograd import contexts_of, fake_contexts, flatten, given_contexts, sources_of
 from fastsam.ops.double_attention import check_arguments as check_double_attention
 from fastsam.ops.double_attention import double_attention
 from fastsam.ops.self_attention import check_arguments as check_self_attention
@@ -60,7 +60,8 @@ def _attention_gates(
     tensors = (m, pointwise, bias, value_bias, *flat)
     if _dispatch.needs_registered_operator(tensors) and backends.selected() != "eager":
         _check(sources, value_bias, m, pointwise, bias)
-        return torch.ops.fastsam.attention_gates(*tensors)[:2]
+        given = [*tensors, *[None] * (_INPUTS - len(tensors)), _dispatch.keeps_context(tensors)]
+        return torch.ops.fastsam.attention_gates(*given)[:2]
     operator = _operator(sources)
     if _dispatch.choose(operator, m) != "cuda":
         z = aggregate(sources, value_bias)
@@ -68,7 +69,7 @@ def _attention_gates(
     _check(sources, value_bias, m, pointwise, bias)
     if _dispatch.wants_gradient(tensors):
         return _AttentionGates.apply(operator, *tensors)
-    h_hat, m_new, *_ = native.forward_with_gates(sources, value_bias, m, pointwise, bias, save=False)
+    h_hat, m_new, *_ = _forward("cuda", sources, value_bias, m, pointwise, bias, save=False)
     return h_hat, m_new
 
 
@@ -95,14 +96,20 @@ def _of_gates(attention: str, m: Tensor) -> Any:
 
 
 def _forward(
-    backend: str, sources: Sequence[Source], value_bias: Tensor, m: Tensor, pointwise: Tensor, bias: Tensor | None
-) -> tuple[Tensor, Tensor, Tensor, list[Context]]:
-    """h_hat, m_new, and z and the contexts for `_backward`."""
+    backend: str,
+    sources: Sequence[Source],
+    value_bias: Tensor,
+    m: Tensor,
+    pointwise: Tensor,
+    bias: Tensor | None,
+    save: bool,
+) -> tuple[Tensor, Tensor, Tensor | None, list[Context]]:
+    """h_hat, m_new, and z and the contexts for `_backward`, None and empty unless `save`."""
     if backend == "cuda":
-        return native.forward_with_gates(sources, value_bias, m, pointwise, bias, save=True)  # type: ignore[return-value]
-    z, contexts = implementation(backend).forward(sources, value_bias, save=True)
+        return native.forward_with_gates(sources, value_bias, m, pointwise, bias, save)
+    z, contexts = implementation(backend).forward(sources, value_bias, save=save)
     h_hat, m_new = _of_gates(backend, m).forward(z, sources[0].x, m, None, pointwise, bias)
-    return h_hat, m_new, z.contiguous(), contexts
+    return h_hat, m_new, z.contiguous() if save else None, contexts
 
 
 def _backward(
@@ -129,7 +136,7 @@ class _AttentionGates(torch.autograd.Function):
     def forward(
         ctx: Any, operator: str, m: Tensor, pointwise: Tensor, bias: Tensor | None, value_bias: Tensor, *flat: Any
     ) -> tuple[Tensor, Tensor]:
-        h_hat, m_new, z, contexts = _forward("cuda", sources_of(flat), value_bias, m, pointwise, bias)
+        h_hat, m_new, z, contexts = _forward("cuda", sources_of(flat), value_bias, m, pointwise, bias, save=True)
         ctx.operator, ctx.count = operator, len(flat)
         kept = (tensor for context in contexts for tensor in context)
         ctx.save_for_backward(m, pointwise, bias, value_bias, z, *flat, *kept)
@@ -146,33 +153,30 @@ class _AttentionGates(torch.autograd.Function):
 
 
 # The registered operator: its second source is None where there is one only, and its contexts are empty then.
-_SOURCES, _INPUTS = 10, 14
+_INPUTS = 14
 
 
 def _given(flat: Sequence[Tensor | None]) -> list[Source]:
-    """The sources of the arguments, the last of which the dispatcher leaves out where they are None."""
-    padded = [*flat, *[None] * (_SOURCES - len(flat))]
-    return sources_of(padded if padded[5] is not None else padded[:5])
+    """The sources of the arguments."""
+    return sources_of(flat if flat[5] is not None else flat[:5])
 
 
 def _implementation(
-    m: Tensor, pointwise: Tensor, bias: Tensor | None, value_bias: Tensor, *flat: Any
+    m: Tensor, pointwise: Tensor, bias: Tensor | None, value_bias: Tensor, *flat_and_keep: Any
 ) -> tuple[Tensor, ...]:
+    *flat, keep = flat_and_keep
     sources = _given(flat)
     _check(sources, value_bias, m, pointwise, bias)
     backend = backends.choose(_operator(sources), m)
-    h_hat, m_new, z, contexts = _forward(backend, sources, value_bias, m, pointwise, bias)
-    kept = [tensor for context in contexts for tensor in context]
-    return h_hat, m_new, z, *kept, *(m.new_empty(0, dtype=kept[0].dtype) for _ in range(6 - len(kept)))
+    h_hat, m_new, z, contexts = _forward(backend, sources, value_bias, m, pointwise, bias, keep)
+    return h_hat, m_new, m.new_empty(0) if z is None else z, *given_contexts(contexts, m, 2)
 
 
-def _fake(m: Tensor, pointwise: Tensor, bias: Tensor | None, value_bias: Tensor, *flat: Any) -> tuple[Tensor, ...]:
-    batch, _, height, width = m.shape
-    wide = _dispatch.arithmetic(m.dtype)
-    shapes = (m.shape, (batch, height * width), m.shape[:2])
-    contexts = [m.new_empty(shape, dtype=wide) for _ in _given(flat) for shape in shapes]
-    contexts += [m.new_empty(0, dtype=wide) for _ in range(6 - len(contexts))]
-    return m.new_empty(m.shape), m.new_empty(m.shape), m.new_empty(batch, value_bias.shape[0], height, width), *contexts
+def _fake(m: Tensor, pointwise: Tensor, bias: Tensor | None, value_bias: Tensor, *flat_and_keep: Any) -> Any:
+    *flat, keep = flat_and_keep
+    z = m.new_empty(m.shape[0], value_bias.shape[0], *m.shape[2:]) if keep else m.new_empty(0)
+    kept = len(_given(flat)) if keep else 0
+    return m.new_empty(m.shape), m.new_empty(m.shape), z, *fake_contexts(m.shape, m, kept, 2)
 
 
 def _backward_implementation(dh_hat: Tensor, dm_new: Tensor, *saved: Any) -> list[Tensor]:
@@ -190,14 +194,16 @@ def _backward_fake(dh_hat: Tensor, dm_new: Tensor, *saved: Any) -> list[Tensor]:
 
 
 def _setup_context(ctx: Any, inputs: Sequence[Any], output: Sequence[Tensor]) -> None:
+    *arguments, ctx.keep = inputs
     ctx.mark_non_differentiable(*output[2:])
-    ctx.save_for_backward(*inputs, *output[2:])
+    ctx.save_for_backward(*arguments, *output[2:])
 
 
 def _registered_backward(ctx: Any, dh_hat: Tensor, dm_new: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
     saved = ctx.saved_tensors
+    _dispatch.check_context_kept("attention_gates", ctx.keep)
     gradients = iter(torch.ops.fastsam.attention_gates_backward(dh_hat, dm_new, *saved))
-    return tuple(None if tensor is None else next(gradients) for tensor in saved[:_INPUTS])
+    return *(None if tensor is None else next(gradients) for tensor in saved[:_INPUTS]), None
 
 
 _ARGUMENTS = (
@@ -209,7 +215,7 @@ _CONTEXT = "Tensor z, Tensor r_h, Tensor lse_h, Tensor shift_h, Tensor r_m, Tens
 
 _dispatch.register(
     "attention_gates",
-    f"({_ARGUMENTS}, {', '.join(f'Tensor? {name}=None' for name in _SECOND)}) "
+    f"({_ARGUMENTS}, {', '.join(f'Tensor? {name}=None' for name in _SECOND)}, bool keep=True) "
     f"-> (Tensor h_hat, Tensor m_new, {_CONTEXT})",
     f"(Tensor dh_hat, Tensor dm_new, {_ARGUMENTS}, {', '.join(f'Tensor? {name}' for name in _SECOND)}, {_CONTEXT}) "
     "-> Tensor[]",

@@ -113,8 +113,7 @@ class Operator:
             return _Gates.apply(self.name, route, call.update, call.eps, *call.tensors)
         return implementation(route).forward(call.update, call.terms, call.c, call.eps)[:2]
 
-    # What follows has the signatures that torch.library asks for. The dispatcher leaves out arguments that equal their
-    # default.
+    # What follows has the signatures that torch.library asks for.
 
     def _implementation(self, *arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
         call = self.call(*arguments)

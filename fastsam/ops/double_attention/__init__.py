@@ -8,10 +8,9 @@ from torch import Tensor
 
 from fastsam import backends
 from fastsam.ops import _dispatch
-from fastsam.ops._attention import Source, implementation
-from fastsam.ops._attention.autograd import attention, contexts_of
+from fastsam.ops._attention import Source
+from fastsam.ops._attention.autograd import attention, backward, contexts_of, fake_contexts, forward, given_contexts
 from fastsam.ops._check import Arguments
-from fastsam.ops._dispatch import arithmetic
 from fastsam.ops.double_attention import eager
 
 
@@ -69,7 +68,7 @@ def _double_attention(*arguments: Any) -> Tensor:
     check_arguments(*arguments)
     *required, key_h, key_m = arguments
     if _dispatch.needs_registered_operator(arguments) and backends.selected() != "eager":
-        return torch.ops.fastsam.double_attention(*arguments)[0]
+        return torch.ops.fastsam.double_attention(*arguments, _dispatch.keeps_context(arguments))[0]
     backend = _dispatch.choose("double_attention", arguments[0])
     if backend == "eager":
         return eager.double_attention(*required, key_h=key_h, key_m=key_m)
@@ -108,7 +107,6 @@ def check_arguments(
     check.tensor("value_bias", value_bias, "Cz")
 
 
-# The dispatcher leaves out arguments that equal their default: the key maps, when they are None.
 def _sources(
     h: Tensor,
     m: Tensor,
@@ -119,8 +117,8 @@ def _sources(
     value_h: Tensor,
     value_m: Tensor,
     value_bias: Tensor,
-    key_h: Tensor | None = None,
-    key_m: Tensor | None = None,
+    key_h: Tensor | None,
+    key_m: Tensor | None,
 ) -> tuple[list[Source], Tensor]:
     return [
         Source(h, score_h, score_bias_h, value_h, key_h),
@@ -128,30 +126,24 @@ def _sources(
     ], value_bias
 
 
-def _implementation(*arguments: Any) -> tuple[Tensor, ...]:
-    check_arguments(*arguments, *[None] * (11 - len(arguments)))
+def _implementation(*arguments_and_keep: Any) -> tuple[Tensor, ...]:
+    *arguments, keep = arguments_and_keep
+    check_arguments(*arguments)
     sources, value_bias = _sources(*arguments)
-    backend = backends.choose("double_attention", arguments[0])
-    z, (of_h, of_m) = implementation(backend).forward(sources, value_bias, save=True)
-    return z, of_h.r, of_m.r, of_h.lse, of_m.lse, of_h.shift, of_m.shift
+    z, contexts = forward(backends.choose("double_attention", arguments[0]), sources, value_bias, keep)
+    return z, *given_contexts(contexts, z, 2)
 
 
-def _fake(*arguments: Any) -> tuple[Tensor, ...]:
-    h, value_bias = arguments[0], arguments[8]
-    batch, _, height, width = h.shape
-    z = h.new_empty(batch, value_bias.shape[0], height, width)
-    wide = arithmetic(h.dtype)
-    r = [h.new_empty(h.shape, dtype=wide) for _ in range(2)]
-    lse = [h.new_empty(batch, height * width, dtype=wide) for _ in range(2)]
-    shift = [h.new_empty(h.shape[:2], dtype=wide) for _ in range(2)]
-    return z, *r, *lse, *shift
+def _fake(*arguments_and_keep: Any) -> tuple[Tensor, ...]:
+    h, *_, value_bias, _, _, keep = arguments_and_keep
+    z = h.new_empty(h.shape[0], value_bias.shape[0], *h.shape[2:])
+    return z, *fake_contexts(h.shape, h, 2 * keep, 2)
 
 
 def _backward_implementation(dz: Tensor, *saved: Any) -> list[Tensor]:
-    arguments, (r_h, r_m, lse_h, lse_m, shift_h, shift_m) = saved[:11], saved[11:]
+    arguments, contexts = saved[:11], contexts_of(saved[11:])
     backend = backends.choose("double_attention", dz)
-    contexts = contexts_of([r_h, lse_h, shift_h, r_m, lse_m, shift_m])
-    (dh, dm), (of_h, of_m), dvalue_bias = implementation(backend).backward(dz, _sources(*arguments)[0], contexts)
+    (dh, dm), (of_h, of_m), dvalue_bias = backward(backend, dz, _sources(*arguments)[0], contexts)
     gradients = [dh, dm, of_h.score, of_m.score, of_h.score_bias, of_m.score_bias, of_h.value, of_m.value, dvalue_bias]
     return [*gradients, *(key for key in (of_h.key, of_m.key) if key is not None)]
 
@@ -161,14 +153,15 @@ def _backward_fake(dz: Tensor, *saved: Any) -> list[Tensor]:
 
 
 def _setup_context(ctx: Any, inputs: Sequence[Any], output: Sequence[Tensor]) -> None:
-    _, *context = output
-    ctx.mark_non_differentiable(*context)
-    ctx.save_for_backward(*inputs, *context)
+    *arguments, ctx.keep = inputs
+    ctx.mark_non_differentiable(*output[1:])
+    ctx.save_for_backward(*arguments, *output[1:])
 
 
 def _backward(ctx: Any, dz: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
+    _dispatch.check_context_kept("double_attention", ctx.keep)
     gradients = torch.ops.fastsam.double_attention_backward(dz, *ctx.saved_tensors)
-    return (*gradients, *([None] * (11 - len(gradients))))
+    return (*gradients, *([None] * (12 - len(gradients))))
 
 
 _ARGUMENTS = (
@@ -177,11 +170,11 @@ _ARGUMENTS = (
 )
 
 _KEYS = "Tensor? key_h=None, Tensor? key_m=None"
-_CONTEXT = "Tensor r_h, Tensor r_m, Tensor lse_h, Tensor lse_m, Tensor shift_h, Tensor shift_m"
+_CONTEXT = "Tensor r_h, Tensor lse_h, Tensor shift_h, Tensor r_m, Tensor lse_m, Tensor shift_m"
 
 _dispatch.register(
     "double_attention",
-    f"({_ARGUMENTS}, {_KEYS}) -> (Tensor z, {_CONTEXT})",
+    f"({_ARGUMENTS}, {_KEYS}, bool keep=True) -> (Tensor z, {_CONTEXT})",
     f"(Tensor dz, {_ARGUMENTS}, Tensor? key_h, Tensor? key_m, {_CONTEXT}) -> Tensor[]",
     implementation=_implementation,
     fake=_fake,

@@ -8,10 +8,9 @@ from torch import Tensor
 
 from fastsam import backends
 from fastsam.ops import _dispatch
-from fastsam.ops._attention import Source, implementation, windows
-from fastsam.ops._attention.autograd import attention, contexts_of
+from fastsam.ops._attention import Source, windows
+from fastsam.ops._attention.autograd import attention, backward, contexts_of, fake_contexts, forward, given_contexts
 from fastsam.ops._check import Arguments
-from fastsam.ops._dispatch import arithmetic
 from fastsam.ops.self_attention import eager
 
 
@@ -44,7 +43,8 @@ def self_attention(
             score = key^T query.
         window: (height, width) that divide (H, W): positions attend to those of their own window only, as the
             multi-scale attention of CMS-LSTM does (its section 3.2). None is one window, the whole map. The back end
-            `cuda` reads and writes the windows where they lie; others copy the map once into a batch of windows.
+            `cuda` reads and writes the windows where they lie; others copy the map into a batch of windows, once in
+            each pass.
 
     Returns:
         z, (B, Cz, H, W), contiguous.
@@ -66,22 +66,14 @@ def _self_attention(*arguments_and_window: Any) -> Tensor:
     check_arguments(*arguments)
     if window is not None:
         windows.check(window, arguments[0])
-        if window != tuple(arguments[0].shape[2:]):
-            return _in_windows(window, *arguments)
-    *required, key = arguments
+        window = None if window == tuple(arguments[0].shape[2:]) else window
     if _dispatch.needs_registered_operator(arguments) and backends.selected() != "eager":
-        return torch.ops.fastsam.self_attention(*arguments)[0]
+        return torch.ops.fastsam.self_attention(*arguments, window, _dispatch.keeps_context(arguments))[0]
     backend = _dispatch.choose("self_attention", arguments[0])
     if backend == "eager":
-        return eager.self_attention(*required, key=key)
-    return attention("self_attention", backend, *_sources(*arguments))
-
-
-def _in_windows(window: tuple[int, int], x: Tensor, *weights: Tensor | None) -> Tensor:
-    arguments = (x, *weights)
-    if not _dispatch.needs_registered_operator(arguments) and _dispatch.choose("self_attention", x) == "cuda":
-        return attention("self_attention", "cuda", *_sources(*arguments), window)  # type: ignore[arg-type]
-    return windows.merge(_self_attention(windows.split(x, window), *weights, None), x.shape)
+        x, *weights, key = arguments
+        return eager.self_attention(x, *weights, key=key, window=window)
+    return attention("self_attention", backend, *_sources(*arguments), window)
 
 
 def check_arguments(x: Any, score: Any, score_bias: Any, value: Any, value_bias: Any, key: Any) -> None:
@@ -96,37 +88,33 @@ def check_arguments(x: Any, score: Any, score_bias: Any, value: Any, value_bias:
     check.tensor("value_bias", value_bias, "Cz")
 
 
-# The dispatcher leaves out arguments that equal their default: the key maps, when they are None.
 def _sources(
-    x: Tensor, score: Tensor, score_bias: Tensor, value: Tensor, value_bias: Tensor, key: Tensor | None = None
+    x: Tensor, score: Tensor, score_bias: Tensor, value: Tensor, value_bias: Tensor, key: Tensor | None
 ) -> tuple[list[Source], Tensor]:
     return [Source(x, score, score_bias, value, key)], value_bias
 
 
-def _implementation(*arguments: Any) -> tuple[Tensor, ...]:
-    check_arguments(*arguments, *[None] * (6 - len(arguments)))
+def _implementation(*arguments_and_options: Any) -> tuple[Tensor, ...]:
+    *arguments, window, keep = arguments_and_options
+    check_arguments(*arguments)
     sources, value_bias = _sources(*arguments)
     backend = backends.choose("self_attention", arguments[0])
-    z, (context,) = implementation(backend).forward(sources, value_bias, save=True)
-    return z, *context
+    z, contexts = forward(backend, sources, value_bias, keep, None if window is None else tuple(window))
+    return z, *given_contexts(contexts, z, 1)
 
 
-def _fake(*arguments: Any) -> tuple[Tensor, ...]:
-    x, value_bias = arguments[0], arguments[4]
-    batch, _, height, width = x.shape
-    wide = arithmetic(x.dtype)
-    return (
-        x.new_empty(batch, value_bias.shape[0], height, width),
-        x.new_empty(x.shape, dtype=wide),
-        x.new_empty(batch, height * width, dtype=wide),
-        x.new_empty(x.shape[:2], dtype=wide),
-    )
+def _fake(*arguments_and_options: Any) -> tuple[Tensor, ...]:
+    x, *_, value_bias, _, window, keep = arguments_and_options
+    batch, channels, height, width = x.shape
+    down, across = window or (height, width)
+    of_windows = (batch * (height // down) * (width // across), channels, down, across)
+    return x.new_empty(batch, value_bias.shape[0], height, width), *fake_contexts(of_windows, x, int(keep), 1)
 
 
 def _backward_implementation(dz: Tensor, *saved: Any) -> list[Tensor]:
-    arguments, context = saved[:6], saved[6:]
+    arguments, contexts = saved[:6], contexts_of(saved[6:])
     backend = backends.choose("self_attention", dz)
-    (dx,), (of_x,), dvalue_bias = implementation(backend).backward(dz, _sources(*arguments)[0], contexts_of(context))
+    (dx,), (of_x,), dvalue_bias = backward(backend, dz, _sources(*arguments)[0], contexts)
     gradients = [dx, of_x.score, of_x.score_bias, of_x.value, dvalue_bias]
     return gradients if of_x.key is None else [*gradients, of_x.key]
 
@@ -136,14 +124,15 @@ def _backward_fake(dz: Tensor, *saved: Any) -> list[Tensor]:
 
 
 def _setup_context(ctx: Any, inputs: Sequence[Any], output: Sequence[Tensor]) -> None:
-    _, *context = output
-    ctx.mark_non_differentiable(*context)
-    ctx.save_for_backward(*inputs, *context)
+    *arguments, _, ctx.keep = inputs
+    ctx.mark_non_differentiable(*output[1:])
+    ctx.save_for_backward(*arguments, *output[1:])
 
 
 def _backward(ctx: Any, dz: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
+    _dispatch.check_context_kept("self_attention", ctx.keep)
     gradients = torch.ops.fastsam.self_attention_backward(dz, *ctx.saved_tensors)
-    return (*gradients, *([None] * (6 - len(gradients))))
+    return (*gradients, *([None] * (8 - len(gradients))))
 
 
 _ARGUMENTS = "Tensor x, Tensor score, Tensor score_bias, Tensor value, Tensor value_bias"
@@ -151,7 +140,7 @@ _CONTEXT = "Tensor r, Tensor lse, Tensor shift"
 
 _dispatch.register(
     "self_attention",
-    f"({_ARGUMENTS}, Tensor? key=None) -> (Tensor z, {_CONTEXT})",
+    f"({_ARGUMENTS}, Tensor? key=None, SymInt[]? window=None, bool keep=True) -> (Tensor z, {_CONTEXT})",
     f"(Tensor dz, {_ARGUMENTS}, Tensor? key, {_CONTEXT}) -> Tensor[]",
     implementation=_implementation,
     fake=_fake,

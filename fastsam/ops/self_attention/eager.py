@@ -2,13 +2,24 @@
 
 from torch import Tensor
 
+from fastsam.ops._attention import windows
 from fastsam.ops._attention.eager import attend
 
 
 def self_attention(
-    x: Tensor, score: Tensor, score_bias: Tensor, value: Tensor, value_bias: Tensor, *, key: Tensor | None = None
+    x: Tensor,
+    score: Tensor,
+    score_bias: Tensor,
+    value: Tensor,
+    value_bias: Tensor,
+    *,
+    key: Tensor | None = None,
+    window: tuple[int, int] | None = None,
 ) -> Tensor:
     """See `fastsam.ops.self_attention`; materialises the N x N matrix."""
+    if window is not None:
+        z = self_attention(windows.split(x, window), score, score_bias, value, value_bias, key=key)
+        return windows.merge(z, x.shape)
     columns = x.flatten(2)
     query = score @ columns + score_bias[:, None]
     keys = columns if key is None else key @ columns
