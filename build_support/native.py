@@ -1,8 +1,10 @@
 """The setuptools commands that compile `fastsam._native`."""
 
+import logging
 import os
 import shutil
 import subprocess
+import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -185,8 +187,11 @@ class BuildNative(build_ext):
         architectures = cuda.select_architectures(os.environ.get("TORCH_CUDA_ARCH_LIST", ""), nvcc)
         libraries = cuda.runtime_libraries(nvcc)
         files = sources("csrc/cuda", "*.cu")
+        names = [str(architecture) for architecture in architectures]
 
         def compile_one(source: str) -> str:
+            self.announce(f"nvcc compiles {source} for {' '.join(names)}", level=logging.INFO)
+            started = time.monotonic()
             output = self._object_folder("cuda") / (Path(source).stem + (".obj" if os.name == "nt" else ".o"))
             command = cuda.compile_command(
                 nvcc,
@@ -195,13 +200,15 @@ class BuildNative(build_ext):
                 str(output),
                 include_dirs=INCLUDE_DIRS,
                 host_compiler=cuda.host_compiler(os.environ),
-                threads=max(1, self.settings.jobs // len(files)),
+                # Two files, of the attention, take more than half of the time of all: half of the jobs can work on each,
+                # every one for another architecture.
+                threads=max(1, self.settings.jobs // 2),
             )
             self._run_nvcc(command, source)
+            self.announce(f"nvcc compiled {source} in {time.monotonic() - started:.0f} s", level=logging.INFO)
             return str(output)
 
         objects = self._parallel(compile_one, files)
-        names = [str(architecture) for architecture in architectures]
         self.report.built(
             "CUDA", f"built for {' '.join(names)} by nvcc {nvcc.version} ({nvcc.path})", architectures=names
         )
