@@ -48,8 +48,8 @@ INTRODUCTION = """
 # Models
 
 Every model that `fastsam` has, in its paper's MovingMNIST configuration: frames of 64x64 in patches of 4x4.
-`fastsam.build(name)` makes it, `--model.name` trains it. Written by `python -m benchmarks.models`, which takes 34 minutes
-and a quiet machine; `--no-timing` leaves out what needs them, `--only NAME` measures a model anew.
+`fastsam.build(name)` makes it, `--model.name` trains it. Written by `python -m benchmarks.models`, which takes 34
+minutes and a quiet machine; `--no-timing` leaves out what needs them, `--only NAME` measures a model anew.
 
 - *GFLOP a step*: of one sequence, the mean over the 19 steps of a prediction of 10 frames from 10.
   `torch.utils.flop_counter` counts convolutions and matrix products, a multiplication and an addition as two, in the
