@@ -8,7 +8,7 @@ predictors, and `fastsam.build` makes any of them by name; `fastsam.ops` holds t
 from fastsam import comparators, convert, ops
 from fastsam._version import __version__
 from fastsam.backends import backend
-from fastsam.comparators import E3DLSTM, MIM, MIMStar, PredRNN, PredRNNPlusPlus, TrajGRU
+from fastsam.comparators import E3DLSTM, MIM, MIMStar, PredRNN, PredRNNPlusPlus, TrajGRU, TransplantPredRNN
 from fastsam.info import info
 from fastsam.models import (
     ABLATION,
@@ -61,6 +61,7 @@ __all__ = [
     "SpatiotemporalExpression",
     "TrajGRU",
     "Transplant",
+    "TransplantPredRNN",
     "__version__",
     "ablation",
     "backend",

@@ -41,8 +41,12 @@ class CausalLSTMCell(MemoryCell):
         o_t        = tanh(W_4 * [X_t; C_t^k; M_t^k])
         H_t^k      = o_t tanh(W_5 * [C_t^k; M_t^k])
 
-    with forget_bias added inside of f and f'. The memory may come with another number of channels than it leaves. The
-    published code differs: there the output gate sees H_{t-1} too and g' does not see M; it has as many parameters.
+    with forget_bias added inside of f and f'. The memory may come with another number of channels than it leaves.
+
+    The published code has as many weights of convolutions, but there the output gate sees H_{t-1} too and g' does not
+    see M. It convolves H_{t-1} and C_{t-1} apart, each with a norm and biases of its own: 22 C biases, and as many
+    scales and shifts, in place of the 19 C here. With layer_norm that is another function: a sum of two norms is not
+    the norm of the sum.
 
     Submodules (`NormedConv2d` all but the last): `input` (X's part of W_1, W_2 and W_4, in_channels -> 7 C: i, f, g,
     i', f', g', o), `recurrent` ([H; C]'s part of W_1, 2 C -> 3 C: i, f, g), `cell` (C_t's part of W_2 and W_4, C ->
@@ -62,6 +66,8 @@ class CausalLSTMCell(MemoryCell):
     Raises:
         TypeError, ValueError: an argument is not of the kind or in the range given above.
     """
+
+    handed_on_by = "fastsam.PredRNNPlusPlus"
 
     def __init__(
         self,
@@ -116,7 +122,10 @@ class CausalLSTMCell(MemoryCell):
 
 
 def causal_output(cell: Any, of_x: Tensor, c: Tensor, m: Tensor) -> tuple[Tensor, Tensor]:
-    """H_t and M_t of a causal LSTM from C_t, M_t^{k-1} and X's part of i', f', g', o."""
+    """H_t and M_t of a causal LSTM from C_t, M_t^{k-1} and X's part of i', f', g', o.
+
+    The output gate is plain PyTorch: `norm_gate` was no faster for this tanh, and slower in its eager form.
+    """
     of_c, of_m = cell.cell(c), cell.memory(m)
     third = 3 * cell.hidden_channels
     m = update_memory(of_x, of_m[:, third:].tanh(), cell.forget_bias, of_c + of_m)
@@ -131,7 +140,9 @@ class GradientHighwayUnit(nn.Module):
         S_t = sigmoid(W_sx * X_t + W_sz * Z_{t-1})
         Z_t = S_t P_t + (1 - S_t) Z_{t-1}
 
-    Submodule: `gates`, all four convolutions as one of [X; Z] (2 channels -> 2 channels: P, S).
+    Submodule: `gates`, all four convolutions as one of [X; Z] (2 channels -> 2 channels: P, S). The published code has
+    as many weights of convolutions, but convolves X and Z apart, each with a norm and biases of its own: twice as many
+    biases, scales and shifts, and with layer_norm another function, a sum of two norms in place of the norm of the sum.
 
     Args:
         channels: of X and Z.
@@ -168,6 +179,8 @@ class GradientHighwayUnit(nn.Module):
 
     def forward(self, x: Tensor, z: Tensor) -> Tensor:
         """Z_t from X_t and Z_{t-1}, each (B, channels, H, W).
+
+        The update is plain PyTorch: `memory_gates` has it, but with an output gate, and was slower for that.
 
         Raises:
             TypeError, ValueError: x or z is of another shape or dtype or on another device.

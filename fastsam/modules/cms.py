@@ -22,7 +22,7 @@ from fastsam.modules.cms_blocks import (
     map_norm,
     normalised_update,
 )
-from fastsam.modules.forecaster import cell_class, check_options
+from fastsam.modules.forecaster import cell_class, check_options, inside_blocks
 from fastsam.ops import lstm_gates
 
 
@@ -107,6 +107,11 @@ class CellWithBlocks(RecurrentCell):
         self.cell = cell
         self.context = context
         self.expression = expression
+
+    @property
+    def inside_blocks(self) -> Any:
+        """The cell without blocks, which knows how a state starts and what it reads of the layer below."""
+        return inside_blocks(self.cell)
 
     def fold(self) -> CellWithBlocksWeights:
         """The folded weights of the cell and of SE's attention, for all steps of a sequence."""

@@ -102,6 +102,7 @@ class E3DLSTMCell(MemoryCell):
     """
 
     state_type = E3DLSTMState
+    handed_on_by = "fastsam.E3DLSTM"
 
     def __init__(
         self,

@@ -2,7 +2,7 @@
 
 import inspect
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -38,8 +38,11 @@ class Forecaster(nn.Module):
 
     Raises:
         TypeError, ValueError: an argument is not of the kind or in the range given above; the cell does not know an
-            option.
+            option, or is one to which the layer below hands more than its output, as it does in PredRNN.
     """
+
+    hands_on: ClassVar[tuple[str, ...]] = ()
+    """What a layer hands to the next one beside its output: what the `from_below` of a cell must name."""
 
     def __init__(
         self,
@@ -71,6 +74,7 @@ class Forecaster(nn.Module):
         for hidden in self.hidden_channels:
             self.cells.append(make_cell(below, hidden, **cell_options, **placement))
             below = hidden
+        self._check_handing_on(inside_blocks(self.cells[0]))
         self.output = nn.Conv2d(below, patch_channels, 1, **placement)
 
     def forward(
@@ -180,6 +184,22 @@ class Forecaster(nn.Module):
             x, states[layer] = cell(x, states[layer], weights[layer])
         return unpatchify(self.output(x), self.patch_size)[..., :height, :width]
 
+    def _check_handing_on(self, cell: nn.Module) -> None:
+        """Check that the cell reads what the layers hand on, all of it and nothing else."""
+        owner, name, wanted = type(self).__name__, type(cell).__name__, getattr(cell, "from_below", ())
+        missing = [value for value in wanted if value not in self.hands_on]
+        if missing:
+            raise TypeError(
+                f"{owner}: {name} reads the {' and the '.join(missing)} of the layer below, which {owner} does not "
+                f"hand on, so it would silently be another model; use {cell.handed_on_by}"
+            )
+        unread = [value for value in self.hands_on if value not in wanted]
+        if unread:
+            raise TypeError(
+                f"{owner}: {name} does not read the {' and the '.join(unread)} of the layer below, which {owner} hands "
+                "on; use fastsam.Forecaster"
+            )
+
     def _check_frames(self, frames: Any) -> None:
         _check.tensor("Forecaster", "frames", frames, "B", "T", self.in_channels, "H", "W")
         _check.same_kind("Forecaster", "frames", frames, self.output.weight)
@@ -274,6 +294,11 @@ def _next_input(prediction: Tensor, k: int, truth: Tensor | None, truth_mask: Te
     if truth_mask is None:
         return truth[:, k]
     return torch.where(truth_mask[:, k, None, None, None], truth[:, k], prediction)
+
+
+def inside_blocks(cell: nn.Module) -> Any:
+    """The cell itself, or the one that a `CellWithBlocks` has inside."""
+    return getattr(cell, "inside_blocks", cell)
 
 
 def cell_class(owner: str, name: str, cell: Any) -> type[RecurrentCell]:

@@ -88,6 +88,7 @@ class _MIMBlock(MemoryCell):
     """
 
     state_type = MIMState
+    from_below = ("memory", "difference")
 
     def __init__(
         self,
@@ -157,6 +158,8 @@ class MIMCell(_MIMBlock):
     Raises:
         TypeError, ValueError: an argument is not of the kind or in the range given above.
     """
+
+    handed_on_by = "fastsam.MIM"
 
     def __init__(
         self,
@@ -237,6 +240,8 @@ class CausalMIMCell(_MIMBlock):
         TypeError, ValueError: an argument is not of the kind or in the range given there.
     """
 
+    handed_on_by = "fastsam.MIMStar"
+
     def __init__(
         self,
         in_channels: int,
@@ -290,6 +295,8 @@ class MIMForecaster(ZigzagForecaster):
         TypeError, ValueError: an argument is not of the kind or in the range given there; less than two layers, or
             layers of different sizes.
     """
+
+    hands_on = ("memory", "difference")
 
     def __init__(
         self,

@@ -5,7 +5,7 @@ al., NIPS 2017), section 3.
 """
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -13,8 +13,7 @@ from torch.nn import functional as F
 
 from fastsam.modules import _check
 from fastsam.modules.cells import RecurrentCell
-from fastsam.modules.cms import CellWithBlocks
-from fastsam.modules.forecaster import Forecaster, patchify, unpatchify
+from fastsam.modules.forecaster import Forecaster, inside_blocks, patchify, unpatchify
 from fastsam.ops import lstm_gates
 
 
@@ -67,7 +66,9 @@ def convolution_options(
 class MemoryCell(RecurrentCell):
     """A cell whose state holds a spatiotemporal memory m, which `ZigzagForecaster` hands on from layer to layer.
 
-    A subclass sets `state_type`, a NamedTuple of maps with the fields h and m, and `input`, the convolution of x.
+    A subclass sets `state_type`, a NamedTuple of maps with the fields h and m, and `input`, the convolution of x. It
+    may set `from_below`, what it reads of the layer below beside its output, and `handed_on_by`, the models that hand
+    this to it, for error messages.
 
     Args:
         in_channels: channels of the input X.
@@ -79,6 +80,8 @@ class MemoryCell(RecurrentCell):
     """
 
     state_type: type[Any] = STLSTMState
+    from_below: ClassVar[tuple[str, ...]] = ("memory",)
+    handed_on_by: ClassVar[str] = "fastsam.modules.predrnn.ZigzagForecaster"
     input: nn.Conv2d | nn.Conv3d
 
     def __init__(
@@ -134,7 +137,9 @@ def update_memory(gates: Tensor, memory: Tensor, forget_bias: float, recurrent: 
     """sigmoid(f + forget_bias) memory + sigmoid(i) tanh(g), with i, f, g, _ = gates + recurrent.
 
     The fused `lstm_gates`, whose output gate has nothing to do here: the output gates of these cells see the new
-    memories. Hence the fourth quarter of the gates, which may be anything finite: what stands next to i, f, g.
+    memories. Hence the fourth quarter of the gates, which may be anything finite: what stands next to i, f, g. Those
+    output gates are plain PyTorch: `norm_gate` makes the same, but computes its activation again in the backward pass,
+    and was slower for sigmoids.
 
     Args:
         gates, recurrent: (B, 4 C, H, W); recurrent may have 3 C channels.
@@ -181,6 +186,8 @@ class STLSTMCell(MemoryCell):
     Raises:
         TypeError, ValueError: an argument is not of the kind or in the range given above.
     """
+
+    handed_on_by = "fastsam.PredRNN, or fastsam.TransplantPredRNN for one with CE and SE"
 
     def __init__(
         self,
@@ -244,8 +251,11 @@ class ZigzagForecaster(Forecaster):
         in_channels, patch_size, embed_channels, device, dtype, **cell_options: as in `Forecaster`.
 
     Raises:
-        TypeError, ValueError: an argument is not of the kind or in the range given there; layers of different sizes.
+        TypeError, ValueError: an argument is not of the kind or in the range given there; layers of different sizes; a
+            cell that does not read the memory of the layer below, or reads more.
     """
+
+    hands_on: ClassVar[tuple[str, ...]] = ("memory",)
 
     def __init__(
         self,
@@ -299,6 +309,5 @@ def memory_of_last(states: Sequence[Any]) -> Tensor | None:
 def entering_state(cell: nn.Module, x: Tensor, state: Any, memory: Tensor | None) -> Any:
     """The state that a layer starts a step from: its own of the step before, with the memory that comes to it."""
     if state is None:
-        inner: Any = cell.cell if isinstance(cell, CellWithBlocks) else cell
-        state = inner.start(x)
+        state = inside_blocks(cell).start(x)
     return state if memory is None else state._replace(m=memory)

@@ -127,13 +127,15 @@ class TrajGRUCell(RecurrentCell):
         """H along all links, (B, C L, H, W).
 
         The links' grids stand one below the other as rows of one grid, so that H is sampled once and never repeated.
+        Coordinates have float32 at least: steps of bfloat16 are a quarter of a position in column 32, a half in 64.
         """
         batch, channels, height, width = h.shape
-        u, v = flows.to(h.dtype).unflatten(1, (2, self.links)).unbind(1)
-        columns = torch.arange(width, device=h.device, dtype=h.dtype)
-        rows = torch.arange(height, device=h.device, dtype=h.dtype).unsqueeze(1)
+        dtype = torch.promote_types(h.dtype, torch.float32)
+        u, v = flows.to(dtype).unflatten(1, (2, self.links)).unbind(1)
+        columns = torch.arange(width, device=h.device, dtype=dtype)
+        rows = torch.arange(height, device=h.device, dtype=dtype).unsqueeze(1)
         # grid_sample counts from the outer edges of the map, which are -1 and 1.
         grid = torch.stack([(u + columns + 0.5) * (2 / width) - 1, (v + rows + 0.5) * (2 / height) - 1], dim=-1)
         grid = grid.reshape(batch, self.links * height, width, 2)
-        warped = F.grid_sample(h, grid, padding_mode="zeros", align_corners=False)
+        warped = F.grid_sample(h.to(dtype), grid, padding_mode="zeros", align_corners=False).to(h.dtype)
         return warped.reshape(batch, channels * self.links, height, width)

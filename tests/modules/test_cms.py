@@ -1,6 +1,5 @@
 """CMS-LSTM, its blocks around other cells, and its published checkpoints, against the naive form."""
 
-import pickle
 from collections.abc import Callable
 from typing import Any
 
@@ -292,46 +291,10 @@ def test_frames_of_any_size_whose_patches_the_scales_divide(scales: Any, sizes: 
         assert forecast.shape == (1, 2, 1, *size) and forecast.isfinite().all()
 
 
-def moving_shapes(batch: int, steps: int, side: int) -> Tensor:
-    """Squares of ones that walk over a torus."""
-    frames = torch.zeros(batch, steps, 1, side, side)
-    generator = torch.Generator().manual_seed(0)
-    place, velocity = (torch.randint(-2, 3, (batch, 2), generator=generator) for _ in range(2))
-    for sample in range(batch):
-        for step in range(steps):
-            row, column = (place[sample] + step * velocity[sample]).tolist()
-            square = torch.zeros(side, side)
-            square[:4, :4] = 1
-            frames[sample, step, 0] = square.roll((row, column), (0, 1))
-    return frames
-
-
-@pytest.mark.parametrize("name", ["cms_lstm", "convlstm", "sa_convlstm"])
-def test_three_dozen_steps_of_training_lower_the_loss(name: str) -> None:
-    """To less than half, and to less than the best constant frame has."""
-    torch.manual_seed(0)
-    options: dict[str, Any] = {"hidden_channels": (16,), "patch_size": 4, "embed_channels": 16, "kernel_size": 3}
-    if name == "cms_lstm":
-        model: Forecaster = fastsam.CMSLSTM(frame_size=(16, 16), **options)
-    else:
-        model = fastsam.Transplant(backbone=name, **options)
-    frames = moving_shapes(4, 5, 16)
-    optimizer = torch.optim.Adam(model.parameters(), 1e-2)
-    losses = []
-    for _ in range(36):
-        loss = (model(frames[:, :3], 2) - frames[:, 3:]).square().mean()
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        losses.append(loss.item())
-    assert losses[-1] < min(losses[0] / 2, frames[:, 3:].var(correction=0).item()), losses
-
-
-def test_models_survive_pickle_and_state_dict() -> None:
+def test_the_model_is_a_forecaster_of_its_cell() -> None:
     options: dict[str, Any] = {"hidden_channels": (4,), "patch_size": 2, "embed_channels": 4}
     model = fastsam.CMSLSTM(frame_size=(8, 16), **options)
     by_name = Forecaster("cms_lstm", map_size=(4, 8), **options)
     by_name.load_state_dict(model.state_dict())
     frames = torch.rand(1, 2, 1, 8, 16)
-    for other in (by_name, pickle.loads(pickle.dumps(model))):
-        torch.testing.assert_close(other(frames, 2), model(frames, 2), rtol=0, atol=0)
+    torch.testing.assert_close(by_name(frames, 2), model(frames, 2), rtol=0, atol=0)

@@ -1,11 +1,9 @@
 """Every model forward and backward on every back end there is: the same forecast and gradients as in plain PyTorch."""
 
-from typing import Any
-
 import pytest
 import torch
 from extension import require_native
-from torch import Tensor
+from small_models import FRAME, forecast_and_gradients, small
 
 import fastsam
 from fastsam import backends
@@ -13,27 +11,8 @@ from fastsam.models import MODELS
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 BACKENDS = ("cuda", "triton") if DEVICE.type == "cuda" else ("cpu", "triton")
-FRAME = (8, 8)
 INTERPRETED = ("sa_convlstm", "cms_lstm", "predrnn", "predrnn_plus_plus")
 """Models for Triton's interpreter, where a step takes seconds: with every operator among them."""
-
-# Two layers, so that what goes from layer to layer is there; maps of 4 x 4, which three scales of SE divide.
-SMALL: dict[str, Any] = {"hidden_channels": (4, 4), "patch_size": 2, "kernel_size": 3}
-
-
-def small(name: str) -> torch.nn.Module:
-    size = {"frame_size": FRAME} if MODELS[name].takes_frame_size else {}
-    layers = {"hidden_channels": (4, 4, 4)} if name.startswith("mim") else {}
-    torch.manual_seed(0)
-    return fastsam.build(name, **{**SMALL, **layers}, **size).to(DEVICE)
-
-
-def forecast_and_gradients(model: torch.nn.Module, frames: Tensor) -> dict[str, Tensor]:
-    leaf = frames.detach().requires_grad_()
-    forecast = model(leaf, 1)
-    names, parameters = zip(*model.named_parameters(), strict=True)
-    gradients = torch.autograd.grad(forecast.square().sum(), [leaf, *parameters])
-    return {"forecast": forecast.detach()} | dict(zip(["frames", *names], gradients, strict=True))
 
 
 def require(backend: str, name: str) -> None:
@@ -51,7 +30,7 @@ def require(backend: str, name: str) -> None:
 def test_forecast_and_gradients_are_those_of_eager(name: str, backend: str) -> None:
     require(backend, name)
     frames = torch.rand(2, 2, 1, *FRAME) if backend != "triton" else torch.rand(1, 1, 1, *FRAME)
-    model, frames = small(name), frames.to(DEVICE)
+    model, frames = small(name).to(DEVICE), frames.to(DEVICE)
     with fastsam.backend("eager"):
         exact = forecast_and_gradients(model.double(), frames.double())
         expected = forecast_and_gradients(model.float(), frames)
