@@ -200,8 +200,8 @@ class BuildNative(build_ext):
                 str(output),
                 include_dirs=INCLUDE_DIRS,
                 host_compiler=cuda.host_compiler(os.environ),
-                # Two files, of the attention, take more than half of the time of all: half of the jobs can work on each,
-                # every one for another architecture.
+                # Two files, of the attention, take more than half of the time: half of the jobs can work on each, every
+                # one for another architecture.
                 threads=max(1, self.settings.jobs // 2),
             )
             self._run_nvcc(command, source)

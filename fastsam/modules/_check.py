@@ -1,7 +1,7 @@
 """Argument checks of the modules: one message names the argument, what it was, and what it should be."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar
 
 import torch
@@ -79,6 +79,23 @@ def tensor(owner: str, name: str, value: Any, *dims: str | int) -> None:
         size != dim for size, dim in zip(value.shape, dims, strict=True) if not isinstance(dim, str)
     ):
         raise ValueError(f"{owner}: {name} must have shape {spell(dims)}, got {tuple(value.shape)}")
+
+
+def state_tuple(owner: str, state: Any, names: Sequence[str]) -> None:
+    """Check that `state` is a tuple of as many maps as there are names."""
+    if not isinstance(state, tuple | list) or len(state) != len(names):
+        got = f"{len(state)} of them" if isinstance(state, tuple | list) else type(state).__name__
+        maps = f"map ({names[0]},)" if len(names) == 1 else f"maps ({', '.join(names)})"
+        raise TypeError(f"{owner}: state must be None or a tuple of the {maps}, got {got}")
+
+
+def state_maps(owner: str, state: Any, shapes: Mapping[str, Sequence[str | int]], weight: Tensor) -> tuple[Tensor, ...]:
+    """`state` as a tuple if it is one of maps of these names and shapes, of the kind of the module's `weight`."""
+    state_tuple(owner, state, tuple(shapes))
+    for (name, shape), value in zip(shapes.items(), state, strict=True):
+        tensor(owner, f"the state's {name}", value, *shape)
+        same_kind(owner, f"the state's {name}", value, weight)
+    return tuple(state)
 
 
 def folded_weights(owner: str, value: Any, expected: type[_Weights]) -> _Weights:

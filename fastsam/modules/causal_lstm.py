@@ -226,9 +226,8 @@ class HighwayCell(RecurrentCell):
             TypeError, ValueError: x or a map of the state is of another shape or dtype or on another device; weights
                 that are not None.
         """
-        if state is not None and (not isinstance(state, tuple | list) or len(state) != 4):
-            got = f"{len(state)} of them" if isinstance(state, tuple | list) else type(state).__name__
-            raise TypeError(f"HighwayCell: state must be None or a tuple of the maps (h, c, m, z), got {got}")
+        if state is not None:
+            _check.state_tuple("HighwayCell", state, HighwayState._fields)
         h, (_, c, m) = self.cell(x, None if state is None else state[:3], weights)
         z = self.highway(h, torch.zeros_like(h) if state is None else state[3])
         return z, HighwayState(h, c, m, z)

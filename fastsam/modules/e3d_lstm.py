@@ -219,10 +219,7 @@ class WindowCell(RecurrentCell):
         """
         _check.tensor("WindowCell", "x", x, "B", self.cell.in_channels, "H", "W")
         state = self.start(x) if state is None else state
-        if not isinstance(state, tuple | list) or len(state) != len(WindowState._fields):
-            got = f"{len(state)} of them" if isinstance(state, tuple | list) else type(state).__name__
-            fields = ", ".join(WindowState._fields)
-            raise TypeError(f"WindowCell: state must be None or a tuple of the maps ({fields}), got {got}")
+        _check.state_tuple("WindowCell", state, WindowState._fields)
         *inner, frames = state
         batch, channels, height, width = x.shape
         _check.tensor("WindowCell", "the state's frames", frames, batch, channels, self.depth - 1, height, width)

@@ -119,14 +119,8 @@ class MemoryCell(RecurrentCell):
         _check.same_kind(name, "x", x, weight)
         if state is None:
             return tuple(self.start(x))
-        fields = self.state_type._fields
-        if not isinstance(state, tuple | list) or len(state) != len(fields):
-            got = f"{len(state)} of them" if isinstance(state, tuple | list) else type(state).__name__
-            raise TypeError(f"{name}: state must be None or a tuple of the maps ({', '.join(fields)}), got {got}")
-        for field, value in zip(fields, state, strict=True):
-            _check.tensor(name, f"the state's {field}", value, x.shape[0], *self.state_shape(field, x))
-            _check.same_kind(name, f"the state's {field}", value, weight)
-        return tuple(state)
+        shapes = {field: (x.shape[0], *self.state_shape(field, x)) for field in self.state_type._fields}
+        return _check.state_maps(name, state, shapes, weight)
 
     def state_shape(self, field: str, x: Tensor) -> tuple[int | str, ...]:
         """The shape of a map of the state without its batch; a letter stands for any size."""

@@ -143,10 +143,4 @@ class PublishedSAConvLSTMCell(RecurrentCell):
         shape = (x.shape[0], self.hidden_channels, *x.shape[2:])
         if state is None:
             return (x.new_zeros(shape),) * len(fields)
-        if not isinstance(state, tuple | list) or len(state) != len(fields):
-            got = f"{len(state)} of them" if isinstance(state, tuple | list) else type(state).__name__
-            raise TypeError(f"{name}: state must be None or a tuple of the maps ({', '.join(fields)}), got {got}")
-        for field, value in zip(fields, state, strict=True):
-            _check.tensor(name, f"the state's {field}", value, *shape)
-            _check.same_kind(name, f"the state's {field}", value, weight)
-        return tuple(state)
+        return _check.state_maps(name, state, dict.fromkeys(fields, shape), weight)

@@ -111,12 +111,7 @@ class TrajGRUCell(RecurrentCell):
         shape = (x.shape[0], self.hidden_channels, x.shape[2], x.shape[3])
         if state is None:
             return x.new_zeros(shape)
-        if not isinstance(state, tuple | list) or len(state) != 1:
-            got = f"{len(state)} of them" if isinstance(state, tuple | list) else type(state).__name__
-            raise TypeError(f"{name}: state must be None or a tuple of the map (h,), got {got}")
-        _check.tensor(name, "the state's h", state[0], *shape)
-        _check.same_kind(name, "the state's h", state[0], weight)
-        return state[0]
+        return _check.state_maps(name, state, {"h": shape}, weight)[0]
 
     def _flows(self, x: Tensor, h: Tensor) -> Tensor:
         """gamma: (B, 2 L, H, W), U of all links before V of all."""
