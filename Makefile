@@ -4,6 +4,7 @@ PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11 python3.10; 
 	$$p -c 'import sys; sys.exit(sys.version_info < (3, 10))' 2>/dev/null && echo $$p && break; done)
 PIP_ARGS ?=
 PYTEST_ARGS ?=
+TRITON ?=
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -20,6 +21,7 @@ help:  ## list the targets
 	@echo "  PIP_ARGS=...           more options for pip, for example the small PyTorch without CUDA:"
 	@echo "                         make demo PIP_ARGS='--extra-index-url https://download.pytorch.org/whl/cpu'"
 	@echo "  PYTEST_ARGS=...        more options for pytest, for example PYTEST_ARGS='-k info'"
+	@echo "  TRITON=3.4.0           the Triton of a new .venv, instead of PyTorch's or 3.6.0"
 	@echo "  FASTSAM_SKIP_CUDA=1    build without the CUDA part even where nvcc is found"
 
 venv: $(VENV)/.package  ## make .venv with the pinned versions and fastsam itself, compiled
@@ -32,8 +34,8 @@ $(VENV)/.requirements: requirements.txt
 	$(PYTHON) -m venv --clear $(VENV)
 	$(BIN)/python -m pip install --disable-pip-version-check $(PIP_ARGS) -r requirements.txt
 	@# A PyTorch with CUDA has brought its own Triton; tests run the kernels in the interpreter of this one.
-	@[ "$$(uname)" != Linux ] || $(BIN)/python -c 'import triton' 2>/dev/null || \
-		$(BIN)/python -m pip install --disable-pip-version-check $(PIP_ARGS) triton==3.6.0
+	@[ "$$(uname)" != Linux ] || { [ -z '$(TRITON)' ] && $(BIN)/python -c 'import triton' 2>/dev/null; } || \
+		$(BIN)/python -m pip install --disable-pip-version-check $(PIP_ARGS) triton==$(or $(TRITON),3.6.0)
 	@touch $@
 
 # pip hides what the build did; the last command shows it.

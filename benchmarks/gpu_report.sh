@@ -7,7 +7,9 @@
 # STEPS are some of: build machine cuda-tests memcheck racecheck triton-tests tune benchmarks; by default all, in this
 # order. Done in parts, the folder collects them. It takes a bare checkout and a Python with PyTorch, NumPy, pytest,
 # pytest-benchmark, pytest-timeout and Matplotlib; with setuptools, pybind11 and nvcc the CUDA part is built. Nothing is
-# fetched. A step that fails does not stop the next ones.
+# fetched. A step that fails does not stop the next ones. The benchmarks run with the tile sizes that tune has found, in
+# triton.json: README.md says how it is committed, as fastsam/ops/_triton/tuned.json, together with the lines of
+# fastest.txt, which were measured with it.
 set -uo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
@@ -53,6 +55,13 @@ gpu_tests() { # EXPRESSION that chooses among them
   timeout 560 "$python" -m pytest tests/ops/test_cuda.py -m cuda -q -k "$1"
 }
 
+triton_tests() { # as the operators' back end, then every kernel by itself
+  local status=0
+  gpu_tests triton || status=$?
+  timeout 560 "$python" -m pytest tests/triton_kernels --ignore tests/triton_kernels/test_ahead_of_time.py -q || status=$?
+  return "$status"
+}
+
 sanitizer() { # TOOL: one small map for each operator, forward and backward, in every dtype
   command -v compute-sanitizer >/dev/null || { echo "compute-sanitizer is not on PATH: it comes with CUDA"; return 1; }
   PYTORCH_NO_CUDA_MEMORY_CACHING=1 timeout 560 compute-sanitizer --tool "$1" --error-exitcode 1 \
@@ -76,7 +85,7 @@ for name in $steps; do
   case $name in
     build | machine) step "$name" "$name" ;;
     cuda-tests) step "$name" gpu_tests "not triton" ;;
-    triton-tests) step "$name" gpu_tests triton ;;
+    triton-tests) step "$name" triton_tests ;;
     memcheck | racecheck) step "$name" sanitizer "$name" ;;
     tune) step "$name" timeout 560 "$python" -m fastsam tune --sizes 16 32 64 ;;
     benchmarks) step "$name" benchmark "$@" ;;

@@ -8,7 +8,10 @@ import contextlib
 import functools
 import importlib
 import os
+import shutil
+import sysconfig
 from collections.abc import Iterator
+from pathlib import Path
 from types import ModuleType
 from typing import Any, NamedTuple
 
@@ -159,7 +162,7 @@ def _triton_unsupported(device: torch.device) -> str | None:
     if device.type == "cpu":
         needs = "it serves tensors on cuda, these are on cpu, where TRITON_INTERPRET=1 runs its kernels, slowly"
         return None if interpreted else needs
-    return _no_card() or _below_triton(_index(device))
+    return _no_card() or _below_triton(_index(device)) or _triton_cannot_build()
 
 
 @functools.cache
@@ -183,6 +186,31 @@ def _below_triton(index: int) -> str | None:
     if capability >= TRITON_CAPABILITY:
         return None
     return "it needs compute capability {}.{}, this card has {}.{}".format(*TRITON_CAPABILITY, *capability)
+
+
+@functools.cache
+def _triton_cannot_build() -> str | None:
+    """Why Triton cannot build what launches its kernels, a little C for every signature; None where it can."""
+    reason = _no_compiler() or _no_headers()
+    if reason is None or os.name != "posix":  # for Windows Triton comes with a compiler of its own
+        return None
+    replaced = importlib.import_module("triton").knobs.build.impl is not None
+    return None if replaced else f"Triton builds what launches its kernels, and {reason}"
+
+
+def _no_compiler() -> str | None:
+    named = os.environ.get("CC")
+    names = ("gcc", "clang") if named is None else (named,)
+    if any(map(shutil.which, names)):
+        return None
+    return f"there is no C compiler {' or '.join(map(repr, names))} here: install one, or name it in CC"
+
+
+def _no_headers() -> str | None:
+    scheme = sysconfig.get_default_scheme()
+    scheme = "posix_prefix" if scheme == "posix_local" else scheme  # as Triton itself does, for Debian
+    header = Path(sysconfig.get_path("include", scheme), "Python.h")
+    return None if header.is_file() else f"there is no {header}: install Python's headers (python3-dev on Debian)"
 
 
 def _no_card() -> str | None:

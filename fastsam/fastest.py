@@ -31,10 +31,10 @@ def order(index: int, operator: str, dtype: torch.dtype, positions: int) -> tupl
     The measurement is the one on cards of this capability, else of the nearest, at the next smaller size, else at the
     smallest. () where there is none.
     """
-    return _order("{}.{}".format(*_capability(index)), operator, arithmetic(dtype), positions)
+    return _order("{}.{}".format(*_capability(index)), operator, arithmetic_name(dtype), positions)
 
 
-def arithmetic(dtype: torch.dtype) -> str:
+def arithmetic_name(dtype: torch.dtype) -> str:
     """How products are computed, as the table calls it."""
     matmul: Any = torch.backends.cuda.matmul  # fp32_precision is what set_float32_matmul_precision sets as well
     if dtype == torch.float32 and matmul.fp32_precision == "tf32":

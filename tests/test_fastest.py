@@ -56,11 +56,11 @@ def test_nothing_measured(measured):
 
 
 def test_float32_and_tf32_are_measured_apart():
-    assert fastest.arithmetic(torch.bfloat16) == "bfloat16"
-    assert fastest.arithmetic(torch.float32) == "float32"
+    assert fastest.arithmetic_name(torch.bfloat16) == "bfloat16"
+    assert fastest.arithmetic_name(torch.float32) == "float32"
     torch.set_float32_matmul_precision("high")
     try:
-        assert fastest.arithmetic(torch.float32) == "tf32" and fastest.arithmetic(torch.float64) == "float64"
+        assert fastest.arithmetic_name(torch.float32) == "tf32" and fastest.arithmetic_name(torch.float64) == "float64"
     finally:
         torch.set_float32_matmul_precision("highest")
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from fastsam import backends
-from fastsam.fastest import arithmetic
+from fastsam.fastest import arithmetic_name
 
 MapFields = tuple[int, int, int]
 
@@ -34,7 +34,7 @@ def run(name: str, like: Tensor, fields: Sequence[float]) -> None:
 def _launch(like: Tensor) -> tuple[int, ...]:
     """The fields of csrc/include/fastsam/cuda_kernels.h, `Launch`, on the current device."""
     index = torch.cuda.current_device()
-    tf32 = arithmetic(like.dtype) == "tf32"
+    tf32 = arithmetic_name(like.dtype) == "tf32"
     return (index, torch.cuda.current_stream(index).cuda_stream, *_card(index), int(tf32))
 
 

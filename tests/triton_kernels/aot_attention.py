@@ -48,8 +48,7 @@ def aot_cases() -> Iterator[Case]:
         for keys in (16, None):
             yield from _attention_cases(torch.float32, "tf32", channels, keys, 2)
             yield from _attention_cases(torch.bfloat16, "ieee", channels, keys, 2)
-    for keys in (16, None):
-        yield from _attention_cases(torch.float32, "ieee", 64, keys, 2)
+            yield from _attention_cases(torch.float32, "ieee", channels, keys, 2)
     yield from _attention_cases(torch.float16, "ieee", 64, 16, 1)
     for dtype, precision in ((torch.float32, "tf32"), (torch.float32, "ieee"), (torch.bfloat16, "ieee")):
         yield from _attention_cases(dtype, precision, 40, 5, 2, ODD_SIZE, 24)
@@ -57,3 +56,5 @@ def aot_cases() -> Iterator[Case]:
     for channels in (128, 256):
         yield from _attention_cases(torch.float32, "tf32", channels, channels, 2)
         yield from _attention_cases(torch.bfloat16, "ieee", channels, channels, 2)
+    yield from _attention_cases(torch.float32, "tf32", 256, None, 2)
+    yield from _attention_cases(torch.bfloat16, "ieee", 256, None, 2)

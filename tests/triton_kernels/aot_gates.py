@@ -120,10 +120,11 @@ def aot_cases() -> Iterator[Case]:
     yield from _gates_cases(
         Update("product", "sigmoid", 2.0, keeps_state=False), torch.float32, 37, "channel", ODD_SIZE
     )
-    for channels in (64, 128):
+    for channels in (64, 128, 256):
         yield from _separable_cases(torch.float32, "tf32", channels, 5)
         yield from _separable_cases(torch.bfloat16, "ieee", channels, 5)
-    yield from _separable_cases(torch.float32, "ieee", 64, 5)
+    for channels in (64, 256):
+        yield from _separable_cases(torch.float32, "ieee", channels, 5)
     yield from _separable_cases(torch.float32, "tf32", 64, None)
     yield from _separable_cases(torch.float16, "ieee", 64, 7)
     yield from _separable_cases(torch.float32, "tf32", 40, 5, ODD_SIZE)

@@ -1,9 +1,32 @@
-"""Triton's interpreter without work that changes nothing: tests of interpreted kernels take half the time."""
+"""The back end for tests of its kernels, and an interpreter without work that changes nothing, in half the time."""
 
+import sys
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+
+import fastsam
+from fastsam import backends
+
+sys.path[:0] = [str(Path(__file__).resolve().parent)]  # for `import on_device`, whatever import mode pytest runs in
+
+from on_device import DEVICE  # noqa: E402
+
+
+@pytest.fixture
+def triton_backend() -> Iterator[None]:
+    """Run on Triton, PyTorch's own products in true float32; skips where Triton cannot run on DEVICE."""
+    reason = backends.unsupported("lstm_gates", "triton", DEVICE, torch.float32)
+    if reason is not None:
+        pytest.skip(reason)
+    allowed = torch.backends.cudnn.allow_tf32
+    torch.backends.cudnn.allow_tf32 = False
+    with fastsam.backend("triton"):
+        yield
+    torch.backends.cudnn.allow_tf32 = allowed
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -14,10 +14,10 @@ import oracle
 import pytest
 import torch
 from checks import assert_accurate, evaluate
+from on_device import DEVICE, make, moved
 from torch import Tensor
 
 import fastsam
-from fastsam import backends
 
 pytest.importorskip("triton")
 
@@ -25,8 +25,9 @@ from triton.runtime import interpreter
 
 from fastsam.ops._attention import Source, eager, triton_backward, triton_tiles, triton_weights
 from fastsam.ops._attention import triton as attention
-from fastsam.ops._triton.configurations import Configuration, forced
+from fastsam.ops._triton.configurations import Configuration, DoesNotFitError, forced
 
+pytestmark = pytest.mark.usefixtures("triton_backend")
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 EACH_DTYPE = pytest.mark.parametrize("dtype", DTYPES.values(), ids=DTYPES)
 VARIANTS = [variant for variant in cases.VARIANTS if "attention" in variant]
@@ -52,16 +53,6 @@ EACH_SHAPE = pytest.mark.parametrize(
 )
 
 
-@pytest.fixture(autouse=True)
-def triton_backend() -> Iterator[None]:
-    """Run on Triton; skips where it cannot: not on a CPU without its interpreter."""
-    reason = backends.unsupported("self_attention", "triton", torch.device("cpu"), torch.float32)
-    if reason is not None:
-        pytest.skip(reason)
-    with fastsam.backend("triton"):
-        yield
-
-
 @pytest.fixture
 def small_tiles() -> Iterator[None]:
     """Tiles of 32 rows and 16 columns, so that small maps have several, and 16 channels of a weight matrix at a time.
@@ -74,10 +65,12 @@ def small_tiles() -> Iterator[None]:
 
 @pytest.fixture
 def ordered_products(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Products by fused multiply-adds in the order of their depth, as on a card.
+    """Products by fused multiply-adds in the order of their depth, as on a card, where nothing is changed.
 
     In the interpreter, BLAS has another order for every shape; there dR . x and delta would not cancel.
     """
+    if DEVICE.type == "cuda":
+        return
 
     def create_dot(builder: Any, a: Any, b: Any, c: Any, *_: Any) -> Any:
         left, right, total = a.data.T.astype(numpy.float64), b.data.astype(numpy.float64), c.data
@@ -103,13 +96,13 @@ def _tiles(rows: int, columns: int, chunk: int) -> ExitStack:
 
 def _draws(operator: str, count: int = 2, largest: float | None = None, **options: Any) -> list[cases.Arguments]:
     """Arguments of several seeds; `largest` is that of the scores."""
-    draws = [cases.make(operator, seed=seed, **options) for seed in range(count)]
+    draws = [make(operator, seed=seed, **options) for seed in range(count)]
     return draws if largest is None else [cases.scale_scores(operator, draw, largest) for draw in draws]
 
 
 def _arguments(variant: str, **options: Any) -> tuple[str, cases.Arguments]:
     operator, defaults = cases.VARIANTS[variant]
-    return operator, cases.make(operator, **{**defaults, "dtype": torch.float32, **options})
+    return operator, make(operator, **{**defaults, "dtype": torch.float32, **options})
 
 
 def _sources(operator: str, arguments: cases.Arguments) -> list[Source]:
@@ -131,9 +124,20 @@ def test_shapes(poison, small_tiles, operator, batch, size, channels, keys, out,
 @pytest.mark.parametrize("keys", [None, 40])
 def test_256_channels(poison, keys):
     """Weight matrices in chunks; the key map too where it has more than 32 channels."""
-    arguments = cases.self_attention(batch=1, channels=256, size=(5, 4), keys=keys, out=256, dtype=torch.float32)
+    arguments = make("self_attention", batch=1, channels=256, size=(5, 4), keys=keys, out=256, dtype=torch.float32)
     with _tiles(32, 32, 64):
         assert_accurate("self_attention", arguments)
+
+
+@pytest.mark.parametrize(("channels", "keys"), [(257, 16), (8, 300)])
+def test_more_channels_than_there_are_tiles_for(channels, keys):
+    arguments = make("double_attention", batch=1, channels=channels, size=(2, 2), keys=keys, dtype=torch.float32)
+    message = (
+        r"fastsam\.double_attention: .* up to 256 channels, these maps have "
+        rf"{channels} and the queries {keys}; .*backend\(\"eager\"\)"
+    )
+    with pytest.raises(DoesNotFitError, match=message):
+        fastsam.ops.double_attention(**arguments)
 
 
 def test_a_key_map_in_chunks(poison, small_tiles, monkeypatch):
@@ -147,7 +151,7 @@ def test_a_key_map_in_chunks(poison, small_tiles, monkeypatch):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
 def test_every_candidate(poison, kernel, dtype):
     """Also the further ones, which only tuning would choose, make the numbers of the default one."""
-    arguments = cases.self_attention(batch=1, channels=5, size=(3, 11), keys=2, dtype=dtype)
+    arguments = make("self_attention", batch=1, channels=5, size=(3, 11), keys=2, dtype=dtype)
     default = evaluate("self_attention", fastsam.ops.self_attention, arguments).tensors()
     sizes = triton_tiles.Sizes.of(_sources("self_attention", arguments), 5)
     _, *others = KERNELS[kernel](sizes)
@@ -208,9 +212,10 @@ def test_scores_of_a_thousand(poison, small_tiles, ordered_products, operator, k
 @EACH_DTYPE
 def test_saturated_rows_leave_no_gradient_of_the_scores(poison, small_tiles, ordered_products, dtype):
     """Each position takes all of its own softmax: P is one-hot to the last bit, and dR . x - delta cancels."""
-    x = torch.eye(20, dtype=dtype).view(1, 20, 4, 5)
-    arguments = {"x": x, "score": 1e3 * torch.eye(20), "score_bias": torch.zeros(20), "value": torch.eye(20)}
-    arguments = {name: tensor.to(dtype) for name, tensor in {**arguments, "value_bias": torch.zeros(20)}.items()}
+    one, zeros = torch.eye(20, dtype=dtype), torch.zeros(20, dtype=dtype)
+    arguments = {"x": one.view(1, 20, 4, 5), "score": 1e3 * one, "score_bias": zeros, "value": one, "value_bias": zeros}
+    arguments = moved(arguments)
+    x = arguments["x"]
     result = evaluate("self_attention", fastsam.ops.self_attention, arguments)
     (dz,) = checks.upstream_for([x])
     torch.testing.assert_close(result.outputs["z"], x, rtol=0, atol=torch.finfo(dtype).eps)
@@ -223,7 +228,7 @@ def test_saturated_rows_leave_no_gradient_of_the_scores(poison, small_tiles, ord
 def test_contexts(poison, small_tiles, variant, dtype):
     """r and lse are those of the source less the shift, which is near the mean; more positions than are sampled."""
     operator, options = cases.VARIANTS[variant]
-    arguments = cases.make(operator, **{**options, "size": (9, 17), "batch": 1})
+    arguments = make(operator, **{**options, "size": (9, 17), "batch": 1})
     arguments |= {name: arguments[name] + 2 for name in ("h", "m", "x") if name in arguments}
     arguments = cases.map_tensors(lambda tensor: tensor.to(dtype), cases.scale_scores(operator, arguments, 3.0))
     sources = _sources(operator, arguments)
@@ -310,7 +315,8 @@ def test_a_tile_of_scores_that_are_minus_infinity(small_tiles):
     x[:, 0], x[0, 0, :2] = 0.5, -2.0
     arguments = {"x": x, "score": torch.zeros(1, 3), "score_bias": torch.full((1,), 3e38), "value": torch.eye(3)}
     arguments |= {"value_bias": torch.zeros(3), "key": torch.tensor([[1.0, 0.0, 0.0]])}
-    z = fastsam.ops.self_attention(**arguments)
+    arguments = moved(arguments)
+    z, x = fastsam.ops.self_attention(**arguments), arguments["x"]
     torch.testing.assert_close(z, x[:, :, 2:].mean((2, 3), keepdim=True).expand_as(z))
 
 
@@ -359,7 +365,7 @@ def test_launches(variant):
 
 def test_windows(small_tiles):
     """Cut by the operator; the kernels refuse them."""
-    arguments = cases.self_attention(batch=1, channels=4, size=(4, 6), dtype=torch.float32)
+    arguments = make("self_attention", batch=1, channels=4, size=(4, 6), dtype=torch.float32)
     expected = cases.map_tensors(lambda tensor: tensor.double(), arguments)
     with fastsam.backend("eager"):
         z = fastsam.ops.self_attention(**expected, window=(2, 3))

@@ -1,7 +1,7 @@
 """The operators on gates on Triton, interpreted where there is no card, against the naive float64 forms."""
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
 from typing import Any
 
@@ -9,10 +9,8 @@ import cases
 import pytest
 import torch
 from checks import assert_accurate, evaluate
+from on_device import DEVICE, make
 from torch import Tensor
-
-import fastsam
-from fastsam import backends
 
 pytest.importorskip("triton")
 
@@ -20,6 +18,7 @@ from fastsam.ops._gates import triton as gates
 from fastsam.ops._triton.configurations import forced, recorded
 from fastsam.ops.separable_gates import triton as separable_gates
 
+pytestmark = pytest.mark.usefixtures("triton_backend")
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 EACH_DTYPE = pytest.mark.parametrize("dtype", DTYPES.values(), ids=DTYPES)
 VARIANTS = [variant for variant in cases.PUBLIC_VARIANTS if "gate" in variant]
@@ -56,23 +55,13 @@ NORMS = [
 ]
 
 
-@pytest.fixture(autouse=True)
-def triton_backend() -> Iterator[None]:
-    """Run on Triton; skips where it cannot: not on a CPU without its interpreter."""
-    reason = backends.unsupported("lstm_gates", "triton", torch.device("cpu"), torch.float32)
-    if reason is not None:
-        pytest.skip(reason)
-    with fastsam.backend("triton"):
-        yield
-
-
 def _arguments(variant: str, **options: Any) -> tuple[str, cases.Arguments]:
     operator, defaults = cases.PUBLIC_VARIANTS[variant]
-    return operator, cases.make(operator, **{**defaults, "dtype": torch.float32, **options})
+    return operator, make(operator, **{**defaults, "dtype": torch.float32, **options})
 
 
 def _draws(operator: str, count: int = 2, **options: Any) -> list[cases.Arguments]:
-    return [cases.make(operator, seed=seed, **options) for seed in range(count)]
+    return [make(operator, seed=seed, **options) for seed in range(count)]
 
 
 @EACH_DTYPE
@@ -151,7 +140,7 @@ def test_every_candidate(poison, variant):
     operator, arguments = _arguments(variant, size=(3, 4), batch=1)
     with recorded() as asked:
         evaluate(operator, cases.public(operator), arguments)
-    candidates = {kernel: of.candidates for kernel, of in asked.items()}
+    candidates = {of.kernel: of.candidates for of in asked.values()}
     assert len(candidates) >= 2 and all(1 <= len(of_kernel) <= 6 for of_kernel in candidates.values())
     for place in range(1, max(map(len, candidates.values()))):
         with ExitStack() as stack:
@@ -184,7 +173,7 @@ def test_nothing_around_the_results_is_written(variant, monkeypatch):
 
     def empty(*shape: Any, dtype: torch.dtype = torch.float32, **_: Any) -> Tensor:
         sizes = shape[0] if isinstance(shape[0], Sequence) else shape
-        room = torch.full([math.prod(sizes) + 128], 12345.0, dtype=dtype)
+        room = torch.full([math.prod(sizes) + 128], 12345.0, dtype=dtype, device=DEVICE)
         allocations.append(room)
         return room[64:-64].view(sizes)
 
@@ -251,7 +240,8 @@ def test_infinity_spreads_as_in_eager(variant):
 def test_infinity_at_the_edge_of_the_map(size, kernel):
     """What a kernel computes beyond the map, to fill its tiles, must not reach a gradient."""
     for seed in range(2):
-        arguments = cases.separable_gates(2, 3, size, z=2, kernel=kernel, seed=seed, dtype=torch.float32)
+        options = {"channels": 3, "size": size, "z": 2, "kernel": kernel, "seed": seed}
+        arguments = make("separable_gates", **options, dtype=torch.float32)
         arguments["h"][1, 1, seed % size[0], -1] = float("inf")
         actual = evaluate("separable_gates", cases.public("separable_gates"), arguments)
         expected = evaluate("separable_gates", cases.eager("separable_gates"), arguments)

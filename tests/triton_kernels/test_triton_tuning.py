@@ -1,11 +1,14 @@
 """Where the tile sizes of Triton's kernels come from, and `python -m fastsam tune`."""
 
 import json
+import subprocess
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
 import torch
+from on_device import DEVICE
 
 pytest.importorskip("triton")
 
@@ -14,6 +17,8 @@ from triton.runtime.errors import OutOfResources, PTXASError
 
 from fastsam import backends, tune
 from fastsam.ops._attention import triton_tiles
+from fastsam.ops._gates import triton as gates
+from fastsam.ops._gates.update import Term
 from fastsam.ops._triton import configurations
 from fastsam.ops.separable_gates.triton import backward_candidates, forward_candidates, products_candidates
 
@@ -85,13 +90,21 @@ def test_results_that_are_no_candidates_any_more(files):
     assert chosen() == CANDIDATES[0]
 
 
-@pytest.mark.parametrize("text", ["{", "[1]"])
+@pytest.mark.parametrize("text", [b"{", b"[1]", b"\xff"])
 def test_a_damaged_file_is_named(files, text):
     (files / "user").mkdir()
-    (files / "user" / "triton.json").write_text(text)
+    (files / "user" / "triton.json").write_bytes(text)
     configurations.forget()
-    with pytest.raises(ValueError, match=r"user.triton\.json.*delete it"):
+    with pytest.raises(ValueError, match=r"user.triton\.json.*delete it$"):
         chosen()
+
+
+def test_norms_of_channels_and_of_positions_are_told_apart():
+    """Their kernels are other programs."""
+    of_rows, of_positions = (Term(MAP, weight, weight) for weight in (torch.zeros(5), torch.zeros(5, 6, 7)))
+    plain = Term(MAP, None, None)
+    terms = [[plain], [of_rows], [of_positions], [of_rows, of_rows], [of_positions, plain]]
+    assert [gates._sizes(20, some) for some in terms] == [(20, 0, 0), (20, 1, 0), (20, 1, 1), (20, 2, 0), (20, 1, 1)]
 
 
 def test_the_results_of_this_project():
@@ -203,61 +216,178 @@ def test_errors_of_another_kind_end_tuning(clock):
         tune.fastest("some_kernel", CANDIDATES, launch, CPU)
 
 
-def test_a_kernel_is_timed_alone(monkeypatch, clock):
-    """The step runs once, to see what it launches; where a kernel cannot be launched alone the step is timed."""
+def asked_for(kernel: str, launch: Callable[[dict[str, int]], object], channels: int = 1) -> None:
+    configurations.launched("some_operator", kernel, MAP, (channels,), CANDIDATES, launch)
+
+
+def test_a_kernel_is_timed_alone(clock):
+    """The step runs once, to see what it launches: each of its problems, also of one kernel, by itself."""
     calls = []
 
     def step() -> None:
         calls.append("step")
-        configurations.configuration("alone", MAP, (1,), CANDIDATES, clock.launch)
-        clock.launch(configurations.configuration("not_alone", MAP, (1,), CANDIDATES))
+        asked_for("known", clock.launch)
+        asked_for("unknown", clock.launch, 1)
+        asked_for("unknown", clock.launch, 2)
 
     clock.seconds = {16: 3.0, 32: 1.0, 64: 2.0}
-    (kernel, key, best), *others = tune._tuned(step, CPU, {configurations.problem("not_alone", MAP, (1,)): {}})
-    assert kernel == "alone" and best.configuration == CANDIDATES[1] and not others and calls == ["step"]
-    assert key == configurations.problem("alone", MAP, (1,))
-    (other,) = tune._tuned(step, CPU, {key: {}})
-    assert other[0] == "not_alone" and other[2].configuration == CANDIDATES[1] and len(calls) > 10
+    tuned = list(tune._tuned(step, CPU, {configurations.problem("known", MAP, (1,)): {}}))
+    problems = [configurations.problem("unknown", MAP, (channels,)) for channels in (1, 2)]
+    assert tuned == [("unknown", problem, (CANDIDATES[1], 1.0, 3.0)) for problem in problems] and calls == ["step"]
 
 
-def test_tuning_every_operator_and_going_on_where_it_was(files, monkeypatch, capsys):
-    """The clock prefers the last candidate of each kernel; a second run has nothing left to measure."""
-    ticks = [1000.0]
-
-    def time(step: object, device: torch.device) -> float:
-        ticks[0] -= 1.0
-        return ticks[0]
-
-    monkeypatch.setattr(tune, "_time", time)
-    monkeypatch.setattr(tune, "_runs", lambda *_: True)
-    problem = tune.Problem("float32", 4, 3, 2, batch=1, kernel_size=3)
-    file = files / "user" / "triton.json"
-    tune.tune([problem], file, CPU)
-    assert backends.selected() == "auto"
-    results = json.loads(file.read_text())
-    assert {key.split()[1] for key in results} == {"interpreter"}
-    operators = {"attention", "separable_gates", "lstm_gates", "memory_gates", "norm_gate"}
-    assert all(any(key.startswith(operator) for key in results) for operator in operators)
-    measured, printed = ticks[0], capsys.readouterr().out
-    tune.tune([problem], file, CPU)
-    assert ticks[0] == measured and json.loads(file.read_text()) == results
-    count = len(tune.OPERATORS)
-    for number, operator in enumerate(tune.OPERATORS, 1):
-        assert f"[{number}/{count}, " in printed and f"s] {operator} (float32, 3 channels, 4x4)\n" in printed
-    assert "  attention_forward: " in printed and " times the default's speed, BLOCK_QUERIES=" in printed
-    assert "  attention_forward: " not in capsys.readouterr().out
-
-
-def test_an_operator_that_does_not_fit_is_left_out(monkeypatch, clock, capsys):
+def test_an_operator_that_does_not_fit_is_left_out(clock, capsys):
     """Its kernels that do run are tuned all the same."""
 
     def step() -> None:
-        configurations.configuration("first", MAP, (1,), CANDIDATES, clock.launch)
+        asked_for("first", clock.launch)
         raise configurations.DoesNotFitError("the second kernel does not fit")
 
     clock.seconds = {16: 3.0, 32: 1.0, 64: 2.0}
     assert [kernel for kernel, *_ in tune._tuned(step, CPU, {})] == ["first"]
     assert "the second kernel does not fit" in capsys.readouterr().out
+
+
+def some_work(clock: Clock, *kernels: str) -> tune.Work:
+    def step() -> None:
+        for kernel in kernels:
+            asked_for(kernel, clock.launch)
+
+    return tune.Work("some work", "float32", lambda device: step)
+
+
+def test_what_is_known_stays(files, clock):
+    """Of other cards and dtypes too; and it is measured again when asked for only."""
+    file = files / "user" / "triton.json"
+    file.parent.mkdir()
+    elsewhere = {"kernel 9.0 float16 1-64": {"ROWS": 128}}
+    first, second = (configurations.problem(kernel, MAP, (1,)) for kernel in ("first", "second"))
+    file.write_text(json.dumps({**elsewhere, first: {"ROWS": 1}}))
+    clock.seconds = {16: 3.0, 32: 1.0, 64: 2.0}
+    tune.tune([some_work(clock, "first", "second")], file, CPU)
+    assert json.loads(file.read_text()) == {**elsewhere, first: {"ROWS": 1}, second: CANDIDATES[1]}
+    clock.seconds = {16: 3.0, 32: 2.0, 64: 1.0}
+    tune.tune([some_work(clock, "first")], file, CPU, again=True)
+    assert json.loads(file.read_text()) == {**elsewhere, first: CANDIDATES[2], second: CANDIDATES[1]}
+
+
+def test_again_measures_a_problem_once(files, monkeypatch, clock):
+    measured = []
+    monkeypatch.setattr(tune, "fastest", lambda kernel, candidates, *_: measured.append(kernel) or tune.Best({}, 1, 1))
+    work = some_work(clock, "first")
+    tune.tune([work, work], files / "user" / "triton.json", CPU, again=True)
+    assert measured == ["first"]
+
+
+ADDING = """
+import sys
+from pathlib import Path
+from fastsam import tune
+print("ready", flush=True)
+sys.stdin.readline()
+for number in range(100):
+    tune._add(Path(sys.argv[1]), {f"{sys.argv[2]} {number}": {"ROWS": number}})
+"""
+
+
+def test_programs_that_tune_at_a_time_lose_nothing(files):
+    """Each waits for the other to be ready, and then writes as often as it can."""
+    file, pipes = files / "user" / "triton.json", {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    programs = [subprocess.Popen([sys.executable, "-c", ADDING, file, name], **pipes) for name in "ab"]
+    assert all(program.stdout.readline() == b"ready\n" for program in programs)
+    for program in programs:
+        program.communicate(b"\n", timeout=120)
+    assert [program.returncode for program in programs] == [0, 0]
+    assert configurations.read(file) == {f"{name} {number}": {"ROWS": number} for name in "ab" for number in range(100)}
+
+
+@pytest.fixture
+def quick(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """A clock that prefers the last candidate of each kernel, none of which runs; its only number is the last time."""
+    ticks = [1.0]
+
+    def time(step: object, device: torch.device) -> float:
+        ticks[0] *= 0.9
+        return ticks[0]
+
+    monkeypatch.setattr(tune, "_time", time)
+    monkeypatch.setattr(tune, "_runs", lambda *_: True)
+    return ticks
+
+
+@pytest.mark.usefixtures("triton_backend")
+def test_tuning_every_operator_and_going_on_where_it_was(files, quick, capsys):
+    """A second run has nothing left to measure."""
+    works = tune.of_operators(tune.Problem("float32", 4, 3, 2, batch=1, kernel_size=3))
+    file, selected = files / "user" / "triton.json", backends.selected()
+    tune.tune(works, file, DEVICE)
+    assert backends.selected() == selected
+    results = json.loads(file.read_text())
+    assert {key.split()[1] for key in results} == {configurations._capability(DEVICE)}
+    operators = {"attention", "separable_gates", "lstm_gates", "memory_gates", "norm_gate"}
+    assert all(any(key.startswith(operator) for key in results) for operator in operators)
+    for operator, rows in (("lstm_gates", 12), ("memory_gates", 9), ("norm_gate", 3)):
+        of_rows = [problem(f"{operator}_norm_backward", rows, norms) for norms in ((1, 0), (1, 1), (2, 0), (2, 1))]
+        assert set(of_rows[:2] if operator == "norm_gate" else of_rows[2:]) <= set(results)
+    measured, printed = quick[0], capsys.readouterr().out
+    tune.tune(works, file, DEVICE)
+    assert quick[0] == measured and json.loads(file.read_text()) == results
+    for number, operator in enumerate(tune.OPERATORS, 1):
+        assert f"[{number}/{len(works)}, " in printed
+        assert f"s] {operator} (float32, 3 channels, 4x4)\n" in printed
+    assert "  attention_forward: " in printed and " times the default's speed, BLOCK_QUERIES=" in printed
+    assert "  attention_forward: " not in capsys.readouterr().out
+
+
+def problems_in(file: Path) -> set[tuple[str, str]]:
+    """Kernels and numbers."""
+    return {(key.split()[0], key.split()[3]) for key in configurations.read(file)}
+
+
+def problem(kernel: str, rows: int, norms: tuple[int, int]) -> str:
+    return configurations.problem(kernel, torch.zeros(1, 1, 4, 4, device=DEVICE), (rows, *norms))
+
+
+@pytest.mark.usefixtures("triton_backend")
+def test_gates_without_filters_and_folded_keys(files, quick):
+    """What has 0 for a kernel size, and no key map, because keys have as many channels as the maps."""
+    works = tune.of_operators(tune.Problem("float32", 4, 3, 3, batch=1, kernel_size=0))[:3]
+    tune.tune(works, files / "results.json", DEVICE)
+    found = problems_in(files / "results.json")
+    assert {("attention_forward", f"3-3-3-{sources}-0-16") for sources in (1, 2)} <= found
+    assert ("separable_gates_backward", "3-3-0-16") in found
+
+
+@pytest.mark.usefixtures("triton_backend")
+def test_tuning_a_model(files, quick):
+    """What three steps of its training launch: every kind of gate with its norms, and attention over windows."""
+    options = {"hidden_channels": [3], "patch_size": 2, "embed_channels": 3, "scales": [1, 2]}
+    work = tune.of_model("cms_lstm", "float32", 8, options, batch=1)
+    tune.tune([work], files / "results.json", DEVICE)
+    found = problems_in(files / "results.json")
+    assert {("attention_forward", f"3-3-3-1-0-{positions}") for positions in (32, 8)} <= found
+    kernels = {kernel for kernel, _ in found}
+    assert {"attention_column_gradients", "lstm_gates_norm_backward", "norm_gate_norm_backward"} <= kernels
+
+
+def test_a_model_that_does_not_take_its_options(monkeypatch, capsys):
+    monkeypatch.setattr(backends, "unsupported", lambda *_: None)
+    with pytest.raises(SystemExit):
+        tune.main(["--model", "cms_lstm", "--options", '{"scale_count": 3}'])
+    assert "scale_count" in capsys.readouterr().err
+
+
+def works_of(*arguments: str) -> list[str]:
+    return [f"{work.kind}: {work.name}" for work in tune._of_command_line(tune._parser().parse_args(arguments))]
+
+
+def test_the_command_line():
+    names = works_of("--dtypes", "tf32", "--sizes", "8", "16", "--channels", "32", "--batch", "2", "--kernel-size", "0")
+    assert names[0] == "tf32: double_attention (tf32, 32 channels, 8x8)" and len(names) == 2 * len(tune.OPERATORS)
+    assert len(works_of()) == len(tune.DTYPES) * 3 * len(tune.OPERATORS)
+    options = ["--options", '{"hidden_channels": [4]}']
+    names = works_of("--model", "sa_convlstm", "--dtypes", "tf32", "float16", *options)
+    assert names == [f"{kind}: sa_convlstm ({kind}, frames of 64x64)" for kind in ("tf32", "float16")]
 
 
 def test_without_a_card(capsys):

@@ -12,10 +12,9 @@ import pytest
 import torch
 from accuracy import Results, assert_accurate
 from cases import channels_last
+from on_device import DEVICE
 from oracle import normalise
 from torch import Tensor
-
-from fastsam import backends
 
 pytest.importorskip("triton")
 
@@ -23,6 +22,7 @@ from fastsam.ops._gates import triton as gates
 from fastsam.ops._gates.update import Term, Update, terms_of
 from fastsam.ops._triton.configurations import forced
 
+pytestmark = pytest.mark.usefixtures("triton_backend")
 UPDATES = [
     Update("lstm", "hidden", 0.75),
     Update("lstm", "gate", -0.5),
@@ -47,14 +47,6 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
 EPS = 1e-5
 
 
-@pytest.fixture(autouse=True)
-def triton_runs() -> None:
-    """Skips where Triton cannot run: on a CPU without its interpreter."""
-    reason = backends.unsupported("lstm_gates", "triton", torch.device("cpu"), torch.float32)
-    if reason is not None:
-        pytest.skip(reason)
-
-
 class Arguments:
     """Terms, state and upstream gradients of order one.
 
@@ -75,7 +67,7 @@ class Arguments:
         generator = torch.Generator().manual_seed(seed)
 
         def draw(*shape: int) -> Tensor:
-            return torch.randn(shape, generator=generator).to(dtype)
+            return torch.randn(shape, generator=generator).to(DEVICE, dtype)
 
         self.update, rows = update, update.gates * channels
         shapes = {"channel": (rows,), "position": (rows, *size)}

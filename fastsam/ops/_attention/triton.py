@@ -37,6 +37,7 @@ def forward(
     """z, and the contexts for `backward` (empty unless `save`).
 
     Raises:
+        DoesNotFitError: more than 256 channels of maps or queries, or no room for any tiles on this card.
         ValueError: a window that is not the whole map; callers cut maps into windows for this back end.
     """
     h = sources[0].x

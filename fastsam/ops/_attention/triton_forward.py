@@ -18,6 +18,7 @@ from fastsam.ops._attention.triton_maps import (
 from fastsam.ops._triton.language import bound, product, rounded
 
 MORE_THAN_SOURCES = tl.constexpr(256)
+"""What the number of a source, 0 or 1, is divided by for a zero that the compiler cannot know."""
 
 
 @triton.jit
@@ -90,9 +91,9 @@ def attention_forward(
 ):  # fmt: skip
     """z_i = value_h R_h,i + value_m R_m,i + value_bias for a block of queries i of one entry of the batch.
 
-    R_i = sum_j softmax_j((score h_i + score_bias) . (key x_j)) x_j of each source x, h or m; their number is `count`,
-    and SOURCES too. With SAVE, r (R less the
-    shift, before it is rounded), lse and shift are stored: `Context`.
+    R_i = sum_j softmax_j((score h_i + score_bias) . (key x_j)) x_j of each source x, h or m. With SAVE, r (R less the
+    shift, before it is rounded), lse and shift are stored: `Context`. The number of sources is SOURCES, and `count` as
+    well: with a bound that it knows the compiler might unroll the loop over them, or see through `zero` in it.
     """
     blocks = tl.cdiv(N, BLOCK_QUERIES)
     entry = (tl.program_id(0) // blocks).to(tl.int64)

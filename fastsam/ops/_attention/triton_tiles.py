@@ -1,10 +1,13 @@
 """Sizes of the tiles of the attention's Triton kernels, and what their calls have in common.
 
-The first candidate of each list is within 99 KiB of shared memory, what the smallest card can have. Up to 128 channels,
-with keys of 16 or folded ones, it has no spills on whole tiles, and a few numbers on others, for their masks; with
-larger key maps some more do not find room in registers. A warp needs 16 rows to have work of its own in a chain of
-products, so the rows of a program are 16 times its warps, but for products without tensor cores, where a thread has all
-of the depth of its operands in registers.
+The first candidate of each list is within 99 KiB of shared memory, what the smallest card can have. With keys of 16
+channels or folded ones it has no spills on whole tiles up to 64 channels, and at 128 in `attention_column_gradients` of
+tf32 only, whose operands take registers to be rounded; on other tiles a few, for the masks. Larger key maps and 256
+channels spill more: tests/triton_kernels/test_ahead_of_time.py has the numbers.
+
+A warp needs 16 rows to have work of its own in a chain of products, so that most programs have 16 rows for each of
+their warps. Fewer have most of those whose threads would not have enough registers for their share of the rows: without
+tensor cores, where a thread has all of the depth of its operands in registers; at 256 channels; and tf32 at 128.
 """
 
 import functools
@@ -12,11 +15,14 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from fastsam.ops._attention import Source
-from fastsam.ops._triton.configurations import MOST_PROBLEMS, Configuration, distinct
+from fastsam.ops._triton.configurations import MOST_PROBLEMS, Configuration, DoesNotFitError, distinct
 from fastsam.ops._triton.launch import padded, precision
 
 KEY_BYTES = 32 * 1024
 """So much of a key map is in shared memory at a time."""
+
+MOST_CHANNELS = 256
+"""Of maps and of queries: a program has all of them of its rows in registers and of its columns in shared memory."""
 
 
 class Sizes(NamedTuple):
@@ -36,13 +42,24 @@ class Sizes(NamedTuple):
 
     @classmethod
     def of(cls, sources: Sequence[Source], value_channels: int) -> "Sizes":
-        """The sizes of a call on these sources."""
+        """The sizes of a call on these sources.
+
+        Raises:
+            DoesNotFitError: there are no tiles for so many channels.
+        """
         x, score, _, _, key = sources[0]
         product = precision(x)
         kind = product if x.dtype.itemsize == 4 else "half"
-        return cls(
+        sizes = cls(
             kind, x.dtype.itemsize, x.shape[1], score.shape[0], value_channels, len(sources), key is not None, product
         )
+        if max(sizes.C, sizes.D) > MOST_CHANNELS:
+            raise DoesNotFitError(
+                f"fastsam.{sizes.operator}: the Triton kernels have tiles for up to {MOST_CHANNELS} channels, these "
+                f"maps have {sizes.C} and the queries {sizes.D}; use another back end: "
+                '`with fastsam.backend("eager"):`'
+            )
+        return sizes
 
     @property
     def operator(self) -> str:
@@ -99,7 +116,7 @@ _FORWARD: dict[tuple[str, int], list[_Tiles]] = {
 _QUERY_GRADIENTS: dict[tuple[str, int], list[_Tiles]] = {
     ("half", 64): [(64, 64, 64, 4, 1), (128, 64, 64, 8, 1), (64, 32, 64, 4, 1), (32, 64, 64, 2, 1)],
     ("half", 128): [(64, 16, 32, 4, 1), (64, 32, 32, 4, 1), (64, 64, 32, 4, 1)],
-    ("half", 256): [(32, 16, 32, 4, 1)],
+    ("half", 256): [(32, 16, 32, 8, 1), (32, 16, 32, 4, 1)],
     ("tf32", 64): [(64, 32, 32, 4, 1), (64, 16, 32, 4, 1), (128, 32, 32, 8, 1), (32, 32, 32, 2, 1)],
     ("tf32", 128): [(32, 16, 64, 4, 1), (64, 16, 32, 4, 1)],
     ("tf32", 256): [(16, 16, 16, 8, 1)],

@@ -239,8 +239,7 @@ def norm_backward_kernel(
 
     dx or drecurrent, not both, may be dgates. That is safe because each element of dgates is loaded by one program
     only, the one that has its tile, which keeps it in registers (`da`) for both norms and their weights, and stores to
-    its place afterwards. Where several of its threads load the same element, all of them have before one stores: the
-    sums of `_correction` stand between, which wait for all threads.
+    its place afterwards, when all of its threads have loaded theirs.
     """
     first = (x, weight, None, x_batch, x_channel)
     second = (recurrent, recurrent_weight, None, recurrent_batch, recurrent_channel)
@@ -259,6 +258,7 @@ def norm_backward_kernel(
         for sample in range(bound(begin), bound(end)):
             from_ = dgates + (tl.cast(sample, tl.int64) * ROWS + row) * N + position
             da = tl.load(from_, mask=there, other=0.0).to(tl.float32)
+            tl.debug_barrier()  # other threads may load what this one stores to below
             of_bias += da
             place = (sample, row, position, there, N, batch, statistics, of_samples, sums)
             if weight is not None:

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple, TypeVar
 import torch
 from torch import Tensor
 
-from fastsam.fastest import arithmetic
+from fastsam import fastest
 from fastsam.ops._triton.launch import padded
 
 Configuration = dict[str, int]
@@ -31,15 +31,15 @@ Result = TypeVar("Result")
 
 
 class Asked(NamedTuple):
-    """What a kernel was asked for last: its problem, its candidates, and what launches it alone, where known."""
+    """What was asked for last for a problem: a kernel, its candidates, and what launches it alone."""
 
-    problem: str
+    kernel: str
     candidates: Sequence[Configuration]
-    launch: Callable[[Configuration], Any] | None
+    launch: Callable[[Configuration], Any]
 
 
 class DoesNotFitError(RuntimeError):
-    """A card has no room for any of a kernel's candidates."""
+    """A card has no room for any of a kernel's candidates, or there are none for so large a problem."""
 
 
 _forced: dict[str, Configuration] = {}
@@ -55,11 +55,7 @@ def user_file() -> Path:
 
 
 def configuration(
-    kernel: str,
-    like: Tensor,
-    sizes: tuple[int, ...],
-    candidates: Sequence[Configuration],
-    launch: Callable[[Configuration], Any] | None = None,
+    kernel: str, like: Tensor, sizes: tuple[int, ...], candidates: Sequence[Configuration]
 ) -> Configuration:
     """The tile sizes for a kernel on maps like this one (B, C, H, W).
 
@@ -69,13 +65,10 @@ def configuration(
         sizes: further numbers that the speed depends on, such as channels; from 16 on each counts as the next power of
             two.
         candidates: those that fit this problem, the safe one first.
-        launch: runs the kernel with the tile sizes it is given; for tuning.
     """
-    key = problem(kernel, like, sizes)
-    if _recording is not None:
-        _recording[kernel] = Asked(key, candidates, launch)
     if kernel in _forced:
         return _forced[kernel]
+    key = problem(kernel, like, sizes)
     best = _fitting.get(key) or _tuned().get(key)
     return candidates[0] if best is None or best not in candidates else best
 
@@ -96,7 +89,9 @@ def launched(
     Raises:
         DoesNotFitError: the card has no room for any candidate.
     """
-    choice = configuration(kernel, like, sizes, candidates, launch)
+    if _recording is not None:
+        _recording[problem(kernel, like, sizes)] = Asked(kernel, candidates, launch)
+    choice = configuration(kernel, like, sizes, candidates)
     try:
         return launch(choice)
     except Exception as error:
@@ -126,15 +121,15 @@ def _does_not_fit(operator: str, kernel: str, like: Tensor, choice: Configuratio
     tiles = ", ".join(f"{name}={size}" for name, size in choice.items())
     return (
         f"fastsam.{operator}: the Triton kernel {kernel} has no tile sizes that fit this card, of capability "
-        f"{_capability(like.device)}, on maps {tuple(like.shape)} in {arithmetic(like.dtype)}: with {tiles} it needs "
-        f"{error.required} of {error.name}, and there are {error.limit}. Use fewer channels, maps in bfloat16 or "
-        'float16, or another back end: `with fastsam.backend("eager"):`'
+        f"{_capability(like.device)}, on maps {tuple(like.shape)} in {fastest.arithmetic_name(like.dtype)}: with "
+        f"{tiles} it needs {error.required} of {error.name}, and there are {error.limit}. Use fewer channels, maps in "
+        'bfloat16 or float16, or another back end: `with fastsam.backend("eager"):`'
     )
 
 
 def problem(kernel: str, like: Tensor, sizes: tuple[int, ...]) -> str:
     """The name of a class of problems: kernel, capability, arithmetic, sizes and positions."""
-    return _problem(kernel, like.device, arithmetic(like.dtype), (*sizes, like.shape[2] * like.shape[3]))
+    return _problem(kernel, like.device, fastest.arithmetic_name(like.dtype), (*sizes, like.shape[2] * like.shape[3]))
 
 
 @functools.lru_cache(MOST_PROBLEMS)
@@ -164,13 +159,11 @@ def read(file: Path) -> dict[str, Any]:
         ValueError: the file does not hold what tuning writes.
     """
     try:
-        text = file.read_text(encoding="utf-8")
+        results = json.loads(file.read_text(encoding="utf-8"))
     except OSError:
         return {}
-    try:
-        results = json.loads(text)
     except ValueError as error:
-        raise ValueError(f"fastsam: {file} is not JSON ({error}); delete it, or run `python -m fastsam tune`") from None
+        raise ValueError(f"fastsam: {file} is not JSON in UTF-8 ({error}); delete it") from None
     if not isinstance(results, dict):
         raise ValueError(f"fastsam: {file} must hold an object of tuning results; delete it")
     return results
@@ -188,7 +181,7 @@ def forced(kernel: str, choice: Configuration) -> Iterator[None]:
 
 @contextmanager
 def recorded() -> Iterator[dict[str, Asked]]:
-    """What each kernel is asked for inside of the `with` block, in this order."""
+    """What is asked for inside of the `with` block, by problem, in this order."""
     global _recording
     asked: dict[str, Asked] = {}
     _recording = asked

@@ -11,7 +11,7 @@ INTERPRETED = tl.constexpr(triton.knobs.runtime.interpret)
 
 @triton.jit
 def product(a, b, c, PRECISION: tl.constexpr):
-    """c + a b, summed in float32; PRECISION ("ieee" or "tf32") is that of float32 operands.
+    """c + a b, summed in float32; PRECISION is "ieee", or for float32 operands "tf32".
 
     The interpreter multiplies the bits of bfloat16 as integers; in float32 their products are the same numbers.
     """
@@ -28,12 +28,10 @@ def product(a, b, c, PRECISION: tl.constexpr):
 def _nearest_tf32(x):
     """float32 numbers rounded to tf32, halves away from zero, which keeps sums free of bias.
 
-    Tensor cores, and Triton for them, only cut bits off. Numbers of 16 bits stay as they are.
+    Tensor cores, and Triton for them, only cut bits off.
     """
-    if x.dtype == tl.float32:
-        bits = tl.inline_asm_elementwise("cvt.rna.tf32.f32 $0, $1;", "=r,f", [x], dtype=tl.int32, is_pure=True, pack=1)
-        x = bits.to(tl.float32, bitcast=True)
-    return x
+    bits = tl.inline_asm_elementwise("cvt.rna.tf32.f32 $0, $1;", "=r,f", [x], dtype=tl.int32, is_pure=True, pack=1)
+    return bits.to(tl.float32, bitcast=True)
 
 
 @triton.jit

@@ -1,11 +1,18 @@
-"""How the operators call their Triton kernels."""
+"""How the operators call their Triton kernels.
+
+Under torch.compile too they are called from the registered operators, not shown to the compiler through
+torch.library.triton_op: a graph then names an operator, and back end and tile sizes are looked up whenever it runs,
+further tiles tried where a card lacks room, while a graph of kernels would keep those of the time of tracing. Inductor
+by default fuses nothing into kernels of others, so that what it would save is time of the host before a launch, and
+none in a CUDA graph, which records a registered operator's launches like any other.
+"""
 
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from fastsam.fastest import arithmetic
+from fastsam import fastest
 
 
 def run(kernel: Any, grid: tuple[int, ...], like: Tensor, *arguments: Any, **constants: Any) -> None:
@@ -19,7 +26,7 @@ def run(kernel: Any, grid: tuple[int, ...], like: Tensor, *arguments: Any, **con
 
 def precision(like: Tensor) -> str:
     """What `product` takes for float32 operands: "tf32" where PyTorch's own products may use it, else "ieee"."""
-    return "tf32" if arithmetic(like.dtype) == "tf32" else "ieee"
+    return "tf32" if fastest.arithmetic_name(like.dtype) == "tf32" else "ieee"
 
 
 def strides(*maps: Tensor | None) -> tuple[int, ...]:

@@ -38,7 +38,8 @@ def double_attention(
 
     Memory is O(N), N = H*W, on every back end but eager. The back end `cuda` serves up to 256 value channels, and as
     many channels as a block's shared memory holds: 128 on every card (float64: 64 on compute capability 6.1, 80 on
-    7.5); where a gradient is wanted and the backward pass has no room, the forward pass says so.
+    7.5); where a gradient is wanted and the backward pass has no room, the forward pass says so. The back end `triton`
+    serves up to 256 channels of maps and of queries.
 
     Args:
         h: hidden state, (B, C, H, W); read without a copy when its last two dimensions are dense.
