@@ -123,15 +123,9 @@ T __ldg(fastsam::simt::Pointer<const T, fastsam::simt::Space::kGlobal> from, fas
   return fastsam::simt::read_as<T>(from.template span<T>(), site);
 }
 
-// Mathematics. The fast intrinsics are as accurate here as the standard functions: tests must leave them their error.
+// Mathematics. The fast division is as accurate here as the ordinary one: tests must leave it its error.
 
-inline float __expf(float x) { return expf(x); }
-inline float __logf(float x) { return logf(x); }
-inline float __log2f(float x) { return log2f(x); }
 inline float __fdividef(float x, float y) { return x / y; }
-inline float __frcp_rn(float x) { return 1.0f / x; }
-inline float __fmaf_rn(float x, float y, float z) { return fmaf(x, y, z); }
-inline float rsqrtf(float x) { return 1.0f / sqrtf(x); }
 
 #define FASTSAM_MIN_MAX(T)                         \
   inline T min(T x, T y) { return y < x ? y : x; } \
@@ -150,4 +144,3 @@ inline double max(double x, double y) { return fmax(x, y); }
 
 inline uint32_t __float_as_uint(float value) { return fastsam::simt::float_bits(value); }
 inline float __uint_as_float(uint32_t bits) { return fastsam::simt::float_from_bits(bits); }
-inline int __popc(uint32_t bits) { return __builtin_popcount(bits); }

@@ -39,7 +39,8 @@ std::string hexadecimal(uint32_t value) {
 
 Machine machine;
 
-void Machine::run_grid(const char* kernel, dim3 grid, dim3 block, const std::function<void()>& thread) {
+void Machine::run_blocks(std::vector<unsigned> numbers, const char* kernel, dim3 grid, dim3 block,
+                         const std::function<void()>& thread) {
   kernel_ = kernel;
   grid_ = gridDim = grid;
   block_ = blockDim = block;
@@ -47,17 +48,15 @@ void Machine::run_grid(const char* kernel, dim3 grid, dim3 block, const std::fun
   threads_ = static_cast<int>(block.x * block.y * block.z);
   while (static_cast<int>(thread_.size()) < threads_) thread_.emplace_back();
   random_state_ = static_cast<uint64_t>(seed) * 2 + 1;
-  std::vector<unsigned> numbers(static_cast<size_t>(grid.x) * grid.y * grid.z);
-  std::iota(numbers.begin(), numbers.end(), 0u);
+  blocks_ = std::move(numbers);
   if (seed >= 0) {
-    for (size_t left = numbers.size(); left > 1; --left) std::swap(numbers[left - 1], numbers[random() % left]);
+    for (size_t left = blocks_.size(); left > 1; --left) std::swap(blocks_[left - 1], blocks_[random() % left]);
   }
-  for (unsigned number : numbers) run_block(number);
+  for (running_block_ = 0; running_block_ < blocks_.size(); ++running_block_) run_block();
 }
 
-void Machine::run_block(unsigned number) {
-  block_number_ = number;
-  blockIdx = unflatten(number, grid_);
+void Machine::run_block() {
+  blockIdx = unflatten(blocks_[running_block_], grid_);
   finished_ = 0;
   ready_.clear();
   gatherings_.assign((threads_ + kWarpSize - 1) / kWarpSize, {});
@@ -248,7 +247,7 @@ void Machine::gather(const char* operation, uint32_t mask, void* payload, void (
 std::string Machine::thread_name(Who who) const {
   const unsigned block = (who - 1) / threads_, thread = (who - 1) % threads_;
   const std::string name = text(unflatten(thread, block_));
-  return block == block_number_ ? name : name + " of block " + text(unflatten(block, grid_));
+  return block == running_block_ ? name : name + " of block " + text(unflatten(blocks_[block], grid_));
 }
 
 std::string Machine::where(const Thread& thread) const {
@@ -282,18 +281,40 @@ void Machine::fail(Site site, const std::string& what, int thread) {
   std::abort();
 }
 
+namespace {
+
+// The numbers of the blocks that are to run, of `all` in the grid.
+std::vector<unsigned> blocks_to_run(const char* kernel, uint64_t all) {
+  std::vector<unsigned> numbers;
+  if (!machine.excerpt) {
+    numbers.resize(all);
+    std::iota(numbers.begin(), numbers.end(), 0u);
+  } else if (machine.excerpt->kernel == kernel) {
+    for (const int64_t block : machine.excerpt->blocks) {
+      const int64_t number = block < 0 ? block + static_cast<int64_t>(all) : block;
+      if (number < 0 || number >= static_cast<int64_t>(all)) {
+        throw Fault(std::string(kernel) + ": block " + std::to_string(block) + " of a grid of " + std::to_string(all));
+      }
+      numbers.push_back(static_cast<unsigned>(number));
+    }
+  }
+  return numbers;
+}
+
+}  // namespace
+
 void run_grid(const char* kernel, dim3 grid, dim3 block, int64_t shared_bytes, const std::function<void()>& thread) {
   const uint64_t threads = static_cast<uint64_t>(block.x) * block.y * block.z;
   const uint64_t blocks = static_cast<uint64_t>(grid.x) * grid.y * grid.z;
   if (threads == 0 || threads > kMostThreads) {
     throw Fault(std::string(kernel) + ": a block of " + std::to_string(threads) + " threads, must have 1 to 1024");
   }
-  if (blocks == 0 || blocks * threads >= kBeforeLaunch) {
+  if (blocks == 0 || (!machine.excerpt && blocks * threads >= kBeforeLaunch)) {
     throw Fault(std::string(kernel) + ": a grid of " + std::to_string(blocks) + " blocks of " +
                 std::to_string(threads) + " threads, must have at least one block and less than 2^32 threads");
   }
   start_launch_memory(kernel, shared_bytes, static_cast<int>(threads));
-  machine.run_grid(kernel, grid, block, thread);
+  machine.run_blocks(blocks_to_run(kernel, blocks), kernel, grid, block, thread);
 }
 
 void fail(Site site, const std::string& what) { machine.fail(site, what, machine.running()); }
@@ -320,3 +341,9 @@ void sync_warp(uint32_t mask, Site site) {
 }  // namespace fastsam::simt
 
 void simt_schedule(int64_t seed) { fastsam::simt::machine.seed = seed; }
+
+void simt_addresses_only(const char* kernel, const int64_t* blocks, int64_t count) {
+  std::optional<fastsam::simt::Excerpt>& excerpt = fastsam::simt::machine.excerpt;
+  excerpt.reset();
+  if (kernel != nullptr) excerpt = {kernel, {blocks, blocks + count}};
+}

@@ -18,9 +18,17 @@ namespace fastsam::simt {
 using Who = uint32_t;
 constexpr Who kNobody = 0, kBeforeLaunch = 0xffffffff;
 
+// What runs where global objects have addresses only.
+struct Excerpt {
+  std::string kernel;
+  std::vector<int64_t> blocks;  // below 0 from the end
+};
+
 class Machine {
  public:
-  void run_grid(const char* kernel, dim3 grid, dim3 block, const std::function<void()>& thread);
+  // Runs the blocks of these numbers.
+  void run_blocks(std::vector<unsigned> numbers, const char* kernel, dim3 grid, dim3 block,
+                  const std::function<void()>& thread);
   void sync_block(Site site);
   void sync_named(int id, int threads, Site site);
   void gather(const char* operation, uint32_t mask, void* payload, void (*combine)(Lanes&), Site site);
@@ -29,11 +37,12 @@ class Machine {
   int running() const { return running_; }
   bool in_kernel() const { return in_kernel_; }
   int threads() const { return threads_; }
-  Who first_of_block() const { return 1 + block_number_ * threads_; }
+  Who first_of_block() const { return 1 + running_block_ * threads_; }
   std::string thread_name(Who who) const;
 
   Order order;
   int64_t seed = -1;
+  std::optional<Excerpt> excerpt;
 
  private:
   struct Thread {
@@ -53,7 +62,7 @@ class Machine {
   };
 
   static void thread_main();
-  void run_block(unsigned number);
+  void run_block();
   int next_ready();
   void finish();
   void wait(const char* what, Site site);
@@ -70,7 +79,8 @@ class Machine {
   const std::function<void()>* body_ = nullptr;
   dim3 grid_, block_;
   int threads_ = 0;
-  unsigned block_number_ = 0;
+  std::vector<unsigned> blocks_;  // those that run, in their order
+  unsigned running_block_ = 0;    // which of them
   int running_ = 0;
   bool in_kernel_ = false;
   int finished_ = 0;

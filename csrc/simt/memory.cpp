@@ -27,7 +27,9 @@ struct MemoryObject {
   int64_t bytes;
   int element_bytes;
   int cell_bytes;
-  Cell* cells;
+  Cell* cells;              // nullptr: it has addresses only
+  int64_t last_read = -1;   // byte of an object with addresses only
+  int64_t last_write = -1;  // likewise
 };
 
 namespace {
@@ -110,6 +112,11 @@ Arena dynamic_shared, static_shared;
 std::deque<GlobalObject> global_objects;
 std::vector<AsyncCopies> async_copies;  // of each thread
 Places places;
+
+// What reads and writes of objects with addresses only go to.
+alignas(16) const char kZeros[kMostAccessBytes] = {};
+alignas(16) char nowhere[kMostAccessBytes];
+std::string touched;  // by the last run()
 
 Stamp stamp(Site site) {
   return {machine.first_of_block() + machine.running(), machine.order.now(machine.running()), places.number(site)};
@@ -203,6 +210,19 @@ void check_write(const Span& span, Site site, bool in_flight) {
   }
 }
 
+// What simt_touched() gives.
+std::string describe_touched() {
+  std::string lines;
+  for (const GlobalObject& global : global_objects) {
+    const MemoryObject& object = global.object;
+    const auto element_of = [&](int64_t byte) { return std::to_string(byte < 0 ? -1 : byte / object.element_bytes); };
+    if (object.cells != nullptr) continue;
+    lines += element_of(object.bytes) + " " + element_of(object.last_read) + " " + element_of(object.last_write) + " " +
+             object.name + "\n";
+  }
+  return lines;
+}
+
 char* address(const Span& span) { return span.object->base + span.offset; }
 
 void land(const AsyncCopy& copy) {
@@ -230,12 +250,20 @@ void check_address(const Span& span, const char* action, Site site) {
 
 const void* reading(const Span& span, Site site) {
   check_address(span, "read", site);
+  if (MemoryObject& object = *span.object; object.cells == nullptr) {
+    object.last_read = std::max(object.last_read, span.offset + span.bytes - 1);
+    return kZeros;
+  }
   check_read(span, span.bytes, site);
   return address(span);
 }
 
 void* writing(const Span& span, Site site) {
   check_address(span, "write", site);
+  if (MemoryObject& object = *span.object; object.cells == nullptr) {
+    object.last_write = std::max(object.last_write, span.offset + span.bytes - 1);
+    return nowhere;
+  }
   check_write(span, site, false);
   return address(span);
 }
@@ -260,17 +288,20 @@ void wait_async_copies(int groups_left) {
 
 MemoryObject* global_object(const void* address, int64_t bytes, const char* name, int element_bytes, Content content) {
   GlobalObject& global = global_objects.emplace_back();
+  char* base = const_cast<char*>(static_cast<const char*>(address));
+  global.object = {name, base, bytes, element_bytes, element_bytes, nullptr};
+  if (machine.excerpt) return &global.object;
   global.cells.resize(bytes / element_bytes);
   if (content == Content::kDefined) {
     for (Cell& cell : global.cells) cell.write.who = kBeforeLaunch;
   }
-  char* base = const_cast<char*>(static_cast<const char*>(address));
-  global.object = {name, base, bytes, element_bytes, element_bytes, global.cells.data()};
+  global.object.cells = global.cells.data();
   return &global.object;
 }
 
 const char* end_run(const char* error) {
   static std::string report;
+  touched = describe_touched();
   global_objects.clear();
   if (error == nullptr) return nullptr;
   report = error;
@@ -325,3 +356,5 @@ void start_block_memory() {
 }
 
 }  // namespace fastsam::simt
+
+const char* simt_touched() { return fastsam::simt::touched.c_str(); }

@@ -72,6 +72,7 @@ class Pointer {
   template <class V>
   Span span(int64_t index = 0) const {
     static_assert(sizeof(V) % sizeof(T) == 0, "a vector holds whole elements");
+    static_assert(sizeof(V) <= kMostAccessBytes, "objects with addresses only have no more zeros to read");
     return {object_, offset_ + index * static_cast<int64_t>(sizeof(T)), sizeof(V), sizeof(T), alignof(V)};
   }
 

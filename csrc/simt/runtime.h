@@ -13,6 +13,7 @@ namespace fastsam::simt {
 
 constexpr int kWarpSize = 32;
 constexpr uint32_t kWholeWarp = 0xffffffff;
+constexpr int kMostAccessBytes = 64;  // of one read or write
 
 // A place in a kernel's source. As a parameter with the default FASTSAM_HERE it is the place of the call.
 struct Site {
@@ -82,6 +83,7 @@ void wait_async_copies(int groups_left);
 enum class Content { kDefined, kUndefined };
 
 // Global memory the kernels may touch, until the end of run(). Undefined content must be written before it is read.
+// After simt_addresses_only() there is no memory at `address`.
 MemoryObject* global_object(const void* address, int64_t bytes, const char* name, int element_bytes, Content content);
 
 // Bytes [start, start + bytes) of the block's dynamic shared memory, undefined until written.
@@ -97,3 +99,12 @@ const char* end_run(const char* error);
 
 // The order in which threads and blocks take their turns from now on: always the same (seed < 0), or drawn from a seed.
 extern "C" void simt_schedule(int64_t seed);
+
+// From now on global objects have addresses only: reads give 0, writes go nowhere, bounds and alignment are checked. Of
+// all launches those of `kernel` run, of these only the blocks with the given numbers; numbers below 0 count from the
+// end of the grid. Without a name everything is as usual again.
+extern "C" void simt_addresses_only(const char* kernel, const int64_t* blocks, int64_t count);
+
+// A line for each object with addresses only of the last run(): how many elements it has, the last of them that was
+// read, the last that was written (-1: none), and its name. The text lasts until the next run().
+extern "C" const char* simt_touched();

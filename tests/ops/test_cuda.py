@@ -145,3 +145,28 @@ def test_opcheck(name):
     operator, arguments = make(name, 2, 4, (3, 5), dtype=torch.float32)
     arguments = cases.map_tensors(lambda tensor: tensor.requires_grad_(), arguments)
     torch.library.opcheck(cases.registered(operator), (), arguments)
+
+
+@pytest.mark.parametrize("name", cases.OPERATORS)
+def test_maps_of_more_than_2_to_31_numbers(name):
+    """The first and the last sample are the same, with zeros between them: so are their results, to the last bit."""
+    torch.cuda.empty_cache()
+    operator, arguments = make(name, 1, 16, (16, 16), dtype=torch.float16)
+
+    def with_same_ends(sample):
+        samples = sample.new_zeros((2**19 + 1, *sample.shape[1:]))
+        samples[0] = samples[-1] = sample[0]
+        return samples
+
+    try:
+        maps = [argument for argument, value in arguments.items() if getattr(value, "ndim", 0) == 4 and len(value) == 1]
+        arguments |= {argument: with_same_ends(arguments[argument]).requires_grad_() for argument in maps}
+        outputs = cases.outputs_of(cases.public(operator)(**arguments))
+        upstream = [with_same_ends(gradient) for gradient in upstream_for([output[:1] for output in outputs])]
+        gradients = torch.autograd.grad(outputs, [arguments[argument] for argument in maps], upstream)
+    except torch.OutOfMemoryError:
+        pytest.skip("the card has too little memory")
+    for result in (*outputs, *gradients):
+        assert result.numel() > 2**31
+        assert result[0].isfinite().all() and result[0].any()
+        assert torch.equal(result[0], result[-1])
