@@ -6,7 +6,7 @@ namespace {
 // launches(), with errors that name the operator and its shapes.
 template <class S, class Launches>
 auto with_description(const AttentionBackward<S>& call, const Launch& launch, const Launches& launches) {
-  return described([&] { return describe_attention("backward", call.sizes, call.source_count); }, launch, launches);
+  return described([&] { return describe_attention("backward", call); }, launch, launches);
 }
 
 }  // namespace

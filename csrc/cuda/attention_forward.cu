@@ -4,7 +4,7 @@ namespace fastsam::cuda {
 
 template <class S>
 void attention_forward(const AttentionForward<S>& call, const Launch& launch) {
-  const auto description = [&] { return describe_attention("forward", call.sizes, call.source_count); };
+  const auto description = [&] { return describe_attention("forward", call); };
   described(description, launch, [&] { attention_forward_on(DevicePlatform(launch), call, launch); });
 }
 

@@ -4,9 +4,7 @@ namespace fastsam::cuda {
 
 template <class S>
 void attention_gates_forward(const AttentionGatesForward<S>& call, const Launch& launch) {
-  const auto description = [&] {
-    return describe_attention("and gates forward", call.attention.sizes, call.attention.source_count);
-  };
+  const auto description = [&] { return describe_attention("and gates forward", call.attention); };
   described(description, launch, [&] { attention_gates_forward_on(DevicePlatform(launch), call, launch); });
 }
 

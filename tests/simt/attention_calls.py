@@ -10,32 +10,13 @@ import cases
 import numpy
 import torch
 from accuracy import Results
+from call_fields import Way
 from cases import Arguments
 from kernel_build import Kernels
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from fastsam.ops._attention import Context, Source, SourceGradients, eager
-
-
-class Way(NamedTuple):
-    """A type of maps on a card, which decide how the kernels multiply."""
-
-    dtype: torch.dtype
-    capability: int
-    tf32: bool = False
-
-    @property
-    def wide(self) -> torch.dtype:
-        """The dtype of weights, contexts and sums."""
-        return torch.float32 if self.dtype.itemsize < 4 else self.dtype
-
-    def function(self, kernels: Kernels, name: str) -> Callable[..., None]:
-        return getattr(kernels, f"{name}_{str(self.dtype)[6:]}")  # type: ignore[no-any-return]
-
-    def card(self, multiprocessors: int) -> tuple[int, int, int]:
-        return self.capability, multiprocessors, int(self.tf32)
-
 
 WAYS = {
     "float32": Way(torch.float32, 61),

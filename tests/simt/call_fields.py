@@ -1,11 +1,31 @@
-"""Calls of compiled kernels: the fields, which are the members of a struct of params.h in their order, and casts."""
+"""Calls of compiled kernels: fields, which are the members of a struct of params.h in their order; cards; casts."""
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
+from kernel_build import Kernels
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
+
+
+class Way(NamedTuple):
+    """A type of maps on a card, which decide how the kernels multiply."""
+
+    dtype: torch.dtype
+    capability: int
+    tf32: bool = False
+
+    @property
+    def wide(self) -> torch.dtype:
+        """The dtype of weights, contexts and sums."""
+        return torch.float32 if self.dtype.itemsize < 4 else self.dtype
+
+    def function(self, kernels: Kernels, name: str) -> Callable[..., None]:
+        return getattr(kernels, f"{name}_{str(self.dtype)[6:]}")  # type: ignore[no-any-return]
+
+    def card(self, multiprocessors: int) -> tuple[int, int, int]:
+        return self.capability, multiprocessors, int(self.tf32)
 
 
 def map_fields(x: Tensor | None) -> list[int]:

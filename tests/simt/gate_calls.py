@@ -93,14 +93,18 @@ def plain(call: Draw, dtype: torch.dtype) -> Results:
 
 
 def run(kernels: Kernels, call: Draw, multiprocessors: int = 2) -> Results:
-    """The results of the kernels, forward and backward, on a card with so many multiprocessors."""
+    """The results of the kernels, forward and backward, on a card with so many multiprocessors.
+
+    Two terms without norms get one gradient, as fastsam/ops/_gates/native.py has it: theirs are equal.
+    """
     dtype = call.c.dtype
     wide = torch.float32 if dtype.itemsize < 4 else dtype
     norms = [None if n is None else tuple(tensor.contiguous() for tensor in n) for n in call.norms]
     h, c_new, dc = (torch.full_like(call.c, torch.nan, memory_format=torch.contiguous_format) for _ in range(3))
     batch, channels, height, width = call.c.shape
     statistics = [None if n is None else torch.full((batch, 2), torch.nan, dtype=wide) for n in norms]
-    dx = [torch.full(x.shape, torch.nan, dtype=dtype) for x in call.x]
+    same = norms == [None, None]
+    dx = [None if i > 0 and same else torch.full(x.shape, torch.nan, dtype=dtype) for i, x in enumerate(call.x)]
     dnorms = [None if n is None else tuple(torch.full_like(tensor, torch.nan) for tensor in n) for n in norms]
     workspace = torch.full((1 << 16,), torch.nan, dtype=torch.float64)
     space = (workspace, workspace.nbytes, multiprocessors)
@@ -123,7 +127,8 @@ def run(kernels: Kernels, call: Draw, multiprocessors: int = 2) -> Results:
     getattr(kernels, f"backward_{str(dtype)[6:]}")(numpy.array(fields_backward), constant, *space)
 
     results: dict[str, Any] = {"h": h, **({"c_new": c_new} if call.update.keeps_state else {})}
-    results |= {f"gradient of x[{i}]": value for i, value in enumerate(dx)} | {"gradient of c": dc}
+    results |= {f"gradient of x[{i}]": dx[0] if value is None else value for i, value in enumerate(dx)}
+    results["gradient of c"] = dc
     for i, of_norm in enumerate(dnorms):
         if of_norm is not None:
             results |= {f"gradient of weight[{i}]": of_norm[0], f"gradient of bias[{i}]": of_norm[1]}

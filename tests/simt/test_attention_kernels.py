@@ -12,7 +12,6 @@ from attention_calls import (
     MAIN_WAYS,
     MANY,
     WAYS,
-    Way,
     backward,
     dz_of,
     eager_form,
@@ -29,6 +28,7 @@ from attention_calls import (
     sources_of,
     tf32_form,
 )
+from call_fields import Way
 from cases import Arguments
 from kernel_build import Kernels
 from torch import Tensor

@@ -10,7 +10,6 @@ from attention_calls import (
     WAYS,
     BackwardPlan,
     ForwardPlan,
-    Way,
     forward,
     make,
     plan_backward,
@@ -18,6 +17,7 @@ from attention_calls import (
     plan_gates,
     sizes,
 )
+from call_fields import Way
 from kernel_build import KernelFault, Kernels
 
 KIBIBYTES = {61: 48, 70: 96, 75: 64, 80: 163, 86: 99, 89: 99, 90: 227, 100: 227, 120: 99}
@@ -87,25 +87,41 @@ def test_all_keys_are_made_at_once_where_they_fit(kernels: Kernels) -> None:
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("sources", [1, 2])
 @pytest.mark.parametrize("keys", [None, 16], ids=["folded", "projected"])
-def test_small_maps_fill_a_card(kernels: Kernels, precision: str, keys: int | None) -> None:
+def test_small_maps_fill_a_card(kernels: Kernels, precision: str, sources: int, keys: int | None) -> None:
     """Three of four multiprocessors at least: batch 8 at 16 x 16 are 32 tiles of 64 queries, or 128 of 16."""
     way = Way(PRECISIONS[precision][0], 90, PRECISIONS[precision][1])
-    inputs = sizes(8, 64, 64, 256, [keys, keys])
+    inputs = sizes(8, 64, 64, 256, [keys] * sources)
     for multiprocessors in MULTIPROCESSORS:
         wanted = 3 * multiprocessors / 4
         assert plan_forward(kernels, way, inputs, multiprocessors).blocks >= wanted
         assert plan_backward(kernels, way, inputs, multiprocessors).attend_blocks >= wanted
 
 
-def test_large_maps_have_large_tiles(kernels: Kernels) -> None:
+@pytest.mark.parametrize("channels", [64, 128])
+@pytest.mark.parametrize("sources", [1, 2])
+def test_backward_tiles_are_small_only_where_large_ones_leave_a_card_idle(
+    kernels: Kernels, sources: int, channels: int
+) -> None:
+    """Both roles of each source have 32 tiles of 64 rows: 64 blocks fill up to 85 multiprocessors, 128 up to 170."""
+    inputs, largest = sizes(8, channels, channels, 256, [16] * sources), 85 * sources
+    for capability in (80, 90):
+        way = Way(torch.bfloat16, capability)
+        large, small = (plan_backward(kernels, way, inputs, count) for count in (largest, largest + 1))
+        assert (large.rows, large.attend_blocks, large.prepare_blocks) == (64, 64 * sources, 32 * sources)
+        assert (small.rows, small.attend_blocks, small.prepare_blocks) == (16, 256 * sources, 128 * sources)
+
+
+@pytest.mark.parametrize("sources", [1, 2])
+def test_large_maps_have_large_tiles(kernels: Kernels, sources: int) -> None:
     way = Way(torch.bfloat16, 90)
     for multiprocessors in MULTIPROCESSORS:
-        inputs = sizes(8, 64, 64, 4096, [None, None])
+        inputs = sizes(8, 64, 64, 4096, [None] * sources)
         forward = plan_forward(kernels, way, inputs, multiprocessors)
         assert (forward.rows, forward.blocks) == (64, 8 * 4096 // 64)
         backward = plan_backward(kernels, way, inputs, multiprocessors)
-        assert (backward.rows, backward.attend_blocks) == (64, 4 * 8 * 4096 // 64)
+        assert (backward.rows, backward.attend_blocks) == (64, 2 * sources * 8 * 4096 // 64)
 
 
 @pytest.mark.parametrize("keys", [None, 16], ids=["folded", "projected"])
@@ -129,11 +145,13 @@ def test_two_blocks_find_room_before_tiles_are_copied_ahead(kernels: Kernels) ->
 @pytest.mark.parametrize("name", ["forward", "backward"])
 def test_too_many_channels_for_a_card(kernels: Kernels, name: str, capability: int, precision: str) -> None:
     way = Way(PRECISIONS[precision][0], capability, PRECISIONS[precision][1])
-    for keys in ([512], [16, 16]):
-        operator = "self_attention" if len(keys) == 1 else "double_attention"
-        beginning = (
-            f"{operator} {name} (batch 8, channels 2048, value channels 96, positions 256) on CUDA device 0 needs "
-        )
+    cases: dict[str, tuple[list[int | None], str]] = {
+        "self_attention": ([512], "512 with projected keys"),
+        "double_attention": ([None, 16], "2048 with folded keys and 16 with projected keys"),
+    }
+    for operator, (keys, queries) in cases.items():
+        shapes = f"batch 8, channels 2048, value channels 96, query channels {queries}, positions 256"
+        beginning = f"{operator} {name} ({shapes}) on CUDA device 0 needs "
         end = ' KiB: use fewer channels, or fastsam.backend("eager")'
         plan = plan_forward if name == "forward" else plan_backward
         with pytest.raises(KernelFault) as fault:

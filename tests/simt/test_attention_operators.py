@@ -6,7 +6,8 @@ from typing import Any
 import numpy
 import pytest
 import torch
-from attention_calls import WAYS, Way
+from attention_calls import WAYS
+from call_fields import Way
 from kernel_build import KernelFault, Kernels
 from torch import Tensor
 

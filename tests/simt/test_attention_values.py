@@ -11,7 +11,6 @@ from accuracy import Results, assert_accurate
 from attention_calls import (
     MANY,
     WAYS,
-    Way,
     dz_of,
     eager_form,
     evaluate,
@@ -23,6 +22,7 @@ from attention_calls import (
     run,
     tf32_form,
 )
+from call_fields import Way
 from cases import Arguments
 from kernel_build import Kernels
 from torch import Tensor

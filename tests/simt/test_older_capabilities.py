@@ -43,6 +43,27 @@ STANDARD_LIBRARY = {
         """,
 }
 
+# nvcc includes <cmath> by itself.
+ATTENTION = """
+        #include <cmath>
+        #include "fastsam/attention_attend.cuh"
+        #include "fastsam/attention_finish.cuh"
+        #include "fastsam/attention_gates.cuh"
+        namespace fastsam::cuda {
+        #define FORWARD(S, Way, KeyWarps, Group)                                               \\
+          template __global__ void attention_forward_kernel<S, Way, KeyWarps, Group>(          \\
+              AttentionForwardArguments<S>, ForwardStages);                                    \\
+          template __global__ void attention_gates_forward_kernel<S, Way, KeyWarps, Group>(    \\
+              AttentionGatesArguments<S>, ForwardStages);
+        #define BACKWARD(S, Way, KeyWarps, Group)                                              \\
+          template __global__ void attention_backward_prepare_kernel<S, Way, KeyWarps, Group>( \\
+              AttentionBackwardArguments<S, Way>);                                             \\
+          template __global__ void attention_backward_attend_kernel<S, Way, KeyWarps, Group>(  \\
+              AttentionBackwardArguments<S, Way>, BackwardStages);                             \\
+          template __global__ void attention_backward_finish_kernel<S, Way, KeyWarps, Group>(  \\
+              AttentionBackwardArguments<S, Way>, AttentionSums<Way::Accumulator>, int64_t);
+"""
+
 KERNELS = {
     "vocabulary": """
         #include "fastsam/ptx.cuh"
@@ -59,17 +80,23 @@ KERNELS = {
         #include "fastsam/lstm_gates.cuh"
         #include "fastsam/lstm_gates_backward.cuh"
         namespace fastsam::cuda {
-        template __global__ void lstm_moments_kernel<float, 4>(LstmInputs<float>, LstmSplit, int,
-                                                               Global<Moments<float>>);
+        template __global__ void lstm_moments_kernel<float, 4>(
+            LstmInputs<float>, LstmSplit, int, Global<Moments<float>>);
+        template __global__ void lstm_moments_kernel<double, 2>(
+            LstmInputs<double>, LstmSplit, int, Global<Moments<double>>);
         #define KERNELS(U)                                                                                  \\
           template __global__ void lstm_gates_forward_kernel<U, float, 4, NormWeights::kChannel>(           \\
               LstmForwardArguments<float>);                                                                 \\
           template __global__ void lstm_gates_forward_kernel<U, __half, 8, NormWeights::kNone>(             \\
               LstmForwardArguments<__half>);                                                                \\
+          template __global__ void lstm_gates_forward_kernel<U, double, 2, NormWeights::kPosition>(         \\
+              LstmForwardArguments<double>);                                                                \\
           template __global__ void lstm_gates_backward_kernel<U, float, 4, NormWeights::kChannel>(          \\
               LstmBackwardArguments<float>);                                                                \\
           template __global__ void lstm_gates_backward_kernel<U, __nv_bfloat16, 4, NormWeights::kPosition>( \\
-              LstmBackwardArguments<__nv_bfloat16>);
+              LstmBackwardArguments<__nv_bfloat16>);                                                        \\
+          template __global__ void lstm_gates_backward_kernel<U, double, 2, NormWeights::kNone>(            \\
+              LstmBackwardArguments<double>);
         KERNELS(Update::kLstm)
         KERNELS(Update::kMemory)
         KERNELS(Update::kProduct)
@@ -80,39 +107,42 @@ KERNELS = {
     "separable_gates": """
         #include "fastsam/separable_gates_channels.cuh"
         namespace fastsam::cuda {
-        using Product = FmaProduct<float, 64>;
-        template __global__ void separable_gates_forward_kernel<float, Product>(
-            GateInputs<float>, int, Global<float>, Global<float>);
-        template __global__ void separable_gates_forward_kernel<__half, Product>(
-            GateInputs<__half>, int, Global<__half>, Global<__half>);
-        template __global__ void separable_gates_backward_gates_kernel<float, Product>(
-            GateInputs<float>, int, GateOutputGradients<float>, Global<float>, GateWorkspace<float, float>);
-        template __global__ void separable_gates_backward_products_kernel<float, Product>(
-            GateInputs<float>, GateProducts, GateWorkspace<float, float>, GateInputGradients<float>);
-        template __global__ void separable_gates_backward_channels_kernel<__nv_bfloat16, float>(
-            GateInputs<__nv_bfloat16>, GateChannels, int64_t, GateWorkspace<float, float>,
-            GateInputGradients<__nv_bfloat16>, GateWeightGradients<__nv_bfloat16>);
+        #define OF_TILES(S, T, Columns)                                                              \\
+          template __global__ void separable_gates_forward_kernel<S, FmaProduct<T, Columns>>(        \\
+              GateInputs<S>, int, Global<S>, Global<S>);                                             \\
+          template __global__ void separable_gates_backward_gates_kernel<S, FmaProduct<T, Columns>>( \\
+              GateInputs<S>, int, GateOutputGradients<S>, Global<S>, GateWorkspace<T, T>);
+        #define OF_SUMS(S, T)                                                                      \\
+          template __global__ void separable_gates_backward_products_kernel<S, FmaProduct<T, 64>>( \\
+              GateInputs<S>, GateProducts, GateWorkspace<T, T>, GateInputGradients<S>);            \\
+          template __global__ void separable_gates_backward_channels_kernel<S, T>(                 \\
+              GateInputs<S>, GateChannels, int64_t, GateWorkspace<T, T>, GateInputGradients<S>,    \\
+              GateWeightGradients<S>);
+        OF_TILES(float, float, 64)
+        OF_TILES(__half, float, 32)
+        OF_TILES(double, double, 64)
+        OF_SUMS(float, float)
+        OF_SUMS(__nv_bfloat16, float)
+        OF_SUMS(double, double)
         }
         """,
-    # nvcc includes <cmath> by itself.
-    "attention": """
-        #include <cmath>
-        #include "fastsam/attention_attend.cuh"
-        #include "fastsam/attention_finish.cuh"
-        namespace fastsam::cuda {
-        using Way = WarpFma<float>;
-        #define KERNELS(S, KeyWarps)                                                               \\
-          template __global__ void attention_forward_kernel<S, Way, KeyWarps, 64>(                 \\
-              AttentionForwardArguments<S>, ForwardStages);                                        \\
-          template __global__ void attention_backward_prepare_kernel<S, Way, KeyWarps, 64>(        \\
-              AttentionBackwardArguments<S, Way>);                                                 \\
-          template __global__ void attention_backward_attend_kernel<S, Way, KeyWarps, 64>(         \\
-              AttentionBackwardArguments<S, Way>, BackwardStages);                                 \\
-          template __global__ void attention_backward_finish_kernel<S, Way, KeyWarps, 64>(         \\
-              AttentionBackwardArguments<S, Way>, AttentionSums<float>, int64_t);
-        KERNELS(float, 1)
-        KERNELS(__half, 4)
-        }
+    "attention": f"""{ATTENTION}
+        FORWARD(float, WarpFma<float>, 1, 64)
+        FORWARD(__half, WarpFma<float>, 4, 64)
+        BACKWARD(float, WarpFma<float>, 1, 64)
+        }}
+        """,
+    "attention_of_many_channels": f"""{ATTENTION}
+        FORWARD(float, WarpFma<float>, 1, 128)
+        FORWARD(__nv_bfloat16, WarpFma<float>, 4, 128)
+        BACKWARD(float, WarpFma<float>, 1, 128)
+        BACKWARD(__half, WarpFma<float>, 4, 128)
+        }}
+        """,
+    "attention_in_double": f"""{ATTENTION}
+        FORWARD(double, WarpFma<double>, 4, 32)
+        BACKWARD(double, WarpFma<double>, 4, 64)
+        }}
         """,
 }
 

@@ -1,15 +1,15 @@
 """The CUDA kernels of separable_gates on the host, against plain PyTorch in float64."""
 
 import re
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
 
 import cases
 import numpy
 import pytest
 import torch
 from accuracy import assert_accurate
-from call_fields import addresses, casts, map_fields, unwritten
+from call_fields import Way, addresses, casts, map_fields, unwritten
 from kernel_build import KernelFault, Kernels
 from torch import Tensor
 from torch.nn import functional as F
@@ -19,16 +19,16 @@ from fastsam.ops.separable_gates import eager, native
 UNIT = "separable_gates.cu"
 
 WAYS = {
-    "float32": torch.float32,
-    "float64": torch.float64,
-    "tf32": torch.float32,
-    "half": torch.float16,
-    "half_8": torch.float16,
-    "half_16": torch.float16,
-    "bfloat16": torch.bfloat16,
-    "bfloat16_16": torch.bfloat16,
+    "float32": Way(torch.float32, 61),
+    "float64": Way(torch.float64, 86),
+    "tf32": Way(torch.float32, 86, tf32=True),
+    "half": Way(torch.float16, 61),
+    "half_8": Way(torch.float16, 75),
+    "half_16": Way(torch.float16, 86),
+    "bfloat16": Way(torch.bfloat16, 75),
+    "bfloat16_16": Way(torch.bfloat16, 86),
 }
-"""The ways to multiply, with the type of the maps."""
+"""The ways to multiply, each on a card that has it."""
 
 SHAPES: dict[str, dict[str, Any]] = {
     "tiles": {"batch": 2, "channels": 36, "size": (9, 11), "z": 7, "kernel": 5},
@@ -113,11 +113,44 @@ def _evaluate(
     return {name: x.detach() for name, x in zip(("h_hat", "m_new"), outputs, strict=True)} | named
 
 
+class Plan(NamedTuple):
+    """The launches of a call: the forward one and then three backward, the last of which has warps with windows."""
+
+    workspace: int
+    operand_bytes: int
+    depth_at_once: int
+    forward_blocks: int
+    forward_bytes: int
+    gates_blocks: int
+    gates_bytes: int
+    products_blocks: int
+    products_bytes: int
+    channels_blocks: int
+    channels_bytes: int
+    warps: int
+
+    @property
+    def blocks(self) -> tuple[int, ...]:
+        return self[3:11:2]
+
+    @property
+    def shared_bytes(self) -> tuple[int, ...]:
+        return self[4:11:2]
+
+
+def _plan(kernels: Kernels, way: Way, sizes: Sequence[int], cores: int) -> Plan:
+    """sizes: batch, channels, z channels, height, width, kernel size."""
+    plan = numpy.zeros(len(Plan._fields), dtype=numpy.int64)
+    no_addresses = [0] * 12
+    way.function(kernels, "plan")(numpy.array([*sizes, *no_addresses]), plan, *way.card(cores))
+    return Plan(*plan.tolist())
+
+
 def _run(kernels: Kernels, way: str, arguments: Arguments, upstream: list[Tensor], cores: int) -> dict[str, Tensor]:
     """The same from the kernels, for a device of that many multiprocessors."""
     h_hat, m_new = (unwritten(arguments["m"].shape, arguments["m"].dtype) for _ in range(2))
     call = numpy.array([*_inputs(arguments), *addresses([h_hat, m_new])])
-    getattr(kernels, f"forward_{way}")(call, cores)
+    WAYS[way].function(kernels, "forward")(call, *WAYS[way].card(cores))
     return {"h_hat": h_hat, "m_new": m_new} | _run_backward(kernels, way, arguments, upstream, cores)
 
 
@@ -127,7 +160,8 @@ def _run_backward(
     gradients = {name: None if x is None else unwritten(x.shape, x.dtype) for name, x in arguments.items()}
     maps = [part for gradient in upstream for part in map_fields(gradient)]
     call = numpy.array([*_inputs(arguments), *maps, *addresses([*gradients.values()])])
-    getattr(kernels, f"backward_{way}")(call, cores)
+    workspace = unwritten([_plan(kernels, WAYS[way], _inputs(arguments)[:6], cores).workspace // 8], torch.float64)
+    WAYS[way].function(kernels, "backward")(call, workspace, workspace.nbytes, *WAYS[way].card(cores))
     return {f"gradient of {name}": x for name, x in gradients.items() if x is not None}
 
 
@@ -144,34 +178,34 @@ def _check(kernels: Kernels, way: str, arguments: Arguments, cores: int = 1) -> 
         assert_accurate([actual], [exact], None)
         return
     same_precision = _tf32_gates if way == "tf32" else eager.separable_gates
-    assert_accurate([actual], [exact], [_evaluate(same_precision, arguments, upstream, WAYS[way])])
+    assert_accurate([actual], [exact], [_evaluate(same_precision, arguments, upstream, WAYS[way].dtype)])
 
 
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("shape", ["tiles", "aligned"])
 def test_outputs_and_gradients_in_any_order(kernels: Kernels, way: str, shape: str) -> None:
-    _check(kernels, way, _stored(cases.separable_gates(**SHAPES[shape], dtype=torch.float32), WAYS[way]))
+    _check(kernels, way, _stored(cases.separable_gates(**SHAPES[shape], dtype=torch.float32), WAYS[way].dtype))
 
 
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("shape", [name for name in SHAPES if name not in ("tiles", "aligned")])
 def test_outputs_and_gradients(built: Kernels, way: str, shape: str) -> None:
     built.schedule(3)
-    _check(built, way, _stored(cases.separable_gates(**SHAPES[shape], dtype=torch.float32), WAYS[way]))
+    _check(built, way, _stored(cases.separable_gates(**SHAPES[shape], dtype=torch.float32), WAYS[way].dtype))
 
 
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("shape", ["tiles", "no_depthwise", "large_filter", "aligned", "aligned_no_depthwise"])
 def test_small_tiles_for_devices_of_many_multiprocessors(built: Kernels, way: str, shape: str) -> None:
     built.schedule(2)
-    arguments = _stored(cases.separable_gates(**SHAPES[shape], dtype=torch.float32), WAYS[way])
+    arguments = _stored(cases.separable_gates(**SHAPES[shape], dtype=torch.float32), WAYS[way].dtype)
     _check(built, way, arguments, cores=132)
 
 
 @pytest.mark.parametrize("way", ["float32", "half_16"])
 def test_strided_maps(usual: Kernels, way: str) -> None:
-    arguments = _stored(cases.separable_gates(2, 6, (5, 9), z=3, kernel=3, dtype=torch.float32), WAYS[way])
-    every_other = torch.full((2, 12, 5, 9), float("nan"), dtype=WAYS[way])
+    arguments = _stored(cases.separable_gates(2, 6, (5, 9), z=3, kernel=3, dtype=torch.float32), WAYS[way].dtype)
+    every_other = torch.full((2, 12, 5, 9), float("nan"), dtype=WAYS[way].dtype)
     every_other[:, ::2] = arguments["h"]
     arguments["h"] = every_other[:, ::2]
     arguments["z"] = arguments["z"][:1].expand(2, -1, -1, -1)
@@ -205,7 +239,7 @@ MISPLACED = pytest.mark.parametrize(
 
 
 def _misplaced(way: str, name: str, misplace: Callable[[Tensor], Tensor]) -> Arguments:
-    arguments = _stored(cases.separable_gates(2, 4, (6, 8), z=8, kernel=3, dtype=torch.float32), WAYS[way])
+    arguments = _stored(cases.separable_gates(2, 4, (6, 8), z=8, kernel=3, dtype=torch.float32), WAYS[way].dtype)
     return arguments | {name: misplace(arguments[name])}
 
 
@@ -235,14 +269,14 @@ def test_rows_that_are_not_aligned(usual: Kernels, way: str, size: tuple[int, in
     for channels, of_z in ((4, 8), (3, 2)):
         for width in (size[1], 8):
             arguments = cases.separable_gates(2, channels, (size[0], width), z=of_z, kernel=7, dtype=torch.float32)
-            _check(usual, way, _stored(arguments, WAYS[way]))
+            _check(usual, way, _stored(arguments, WAYS[way].dtype))
 
 
 @pytest.mark.parametrize(("way", "width"), [("float64", 19), ("half_16", 20)])
 def test_every_way_to_split_the_positions(usual: Kernels, way: str, width: int) -> None:
     arguments = cases.separable_gates(3, 4, (7, width), z=3, kernel=3, dtype=torch.float64)
     for cores in (1, 2, 3, 5, 8, 132):
-        _check(usual, way, _stored(arguments, WAYS[way]), cores)
+        _check(usual, way, _stored(arguments, WAYS[way].dtype), cores)
 
 
 def test_schedules_give_the_same_bits(built: Kernels) -> None:
@@ -288,26 +322,19 @@ def test_infinity_at_the_edge_of_the_map(usual: Kernels, size: tuple[int, int], 
             assert not (~actual[name].isfinite() & expected.isfinite()).any(), name
 
 
-def _launches(kernels: Kernels, way: str, *sizes: int) -> tuple[list[int], list[int], int]:
-    """Blocks and bytes of shared memory of the three kinds of launches, and warps of the third one with windows."""
-    blocks, nbytes, warps = (torch.zeros(count, dtype=torch.int64) for count in (3, 3, 1))
-    getattr(kernels, f"launches_{way}")(*sizes, blocks, nbytes, warps)
-    return blocks.tolist(), nbytes.tolist(), int(warps)
-
-
 @pytest.mark.parametrize("cores", [28, 64, 128])
 def test_small_maps_fill_a_card(built: Kernels, cores: int) -> None:
-    blocks, *_ = _launches(built, "float32", 8, 64, 64, 16, 16, 5, cores)
-    assert min(blocks) >= cores
+    plan = _plan(built, WAYS["float32"], [8, 64, 64, 16, 16, 5], cores)
+    assert min(plan.blocks) >= cores
 
 
-@pytest.mark.parametrize("way", ["float32", "float64", "half_16"])
+@pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("kernel", [0, 1, 3, 5, 7, 25])
 def test_every_card_has_the_shared_memory(built: Kernels, way: str, kernel: int) -> None:
     for cores in (1, 1000):
-        _, nbytes, warps = _launches(built, way, 8, 256, 256, 16, 16, kernel, cores)
-        assert max(nbytes) <= 48 * 1024
-        assert warps >= 1
+        plan = _plan(built, WAYS[way], [8, 256, 256, 16, 16, kernel], cores)
+        assert max(plan.shared_bytes) <= 48 * 1024
+        assert plan.warps >= 1
 
 
 @pytest.mark.parametrize(
@@ -315,18 +342,55 @@ def test_every_card_has_the_shared_memory(built: Kernels, way: str, kernel: int)
     [("float32", 5, 8), ("half_16", 5, 8), ("float32", 7, 7), ("float64", 5, 4), ("float64", 7, 3), ("float32", 25, 4)],
 )
 def test_as_many_warps_have_windows_as_there_is_room_for(built: Kernels, way: str, kernel: int, expected: int) -> None:
-    assert _launches(built, way, 8, 64, 64, 16, 16, kernel, 28)[2] == expected
+    assert _plan(built, WAYS[way], [8, 64, 64, 16, 16, kernel], 28).warps == expected
+
+
+@pytest.mark.parametrize(
+    ("dtype", "tf32", "expected"),
+    [
+        (torch.float32, False, {61: (4, 1), 70: (4, 1), 75: (4, 1), 80: (4, 1), 90: (4, 1), 120: (4, 1)}),
+        (torch.float32, True, {61: (4, 1), 70: (4, 1), 75: (4, 1), 80: (4, 8), 90: (4, 8), 120: (4, 8)}),
+        (torch.float64, False, {61: (8, 1), 70: (8, 1), 75: (8, 1), 80: (8, 1), 90: (8, 1), 120: (8, 1)}),
+        (torch.float16, False, {61: (4, 1), 70: (4, 1), 75: (2, 8), 80: (2, 16), 90: (2, 16), 120: (2, 16)}),
+        (torch.bfloat16, False, {61: (4, 1), 70: (4, 1), 75: (4, 1), 80: (2, 16), 90: (2, 16), 120: (2, 16)}),
+    ],
+    ids=["float32", "tf32", "float64", "float16", "bfloat16"],
+)
+def test_every_card_multiplies_as_fast_as_it_can(
+    built: Kernels, dtype: torch.dtype, tf32: bool, expected: dict[int, tuple[int, int]]
+) -> None:
+    """Bytes of an operand, and terms of a sum that one instruction adds: with more than one it is a tensor core's."""
+    for capability, product in expected.items():
+        plan = _plan(built, Way(dtype, capability, tf32), [2, 5, 4, 9, 8, 3], 20)
+        assert (plan.operand_bytes, plan.depth_at_once) == product, capability
+
+
+def test_the_workspace_is_as_large_as_it_has_to_be(built: Kernels) -> None:
+    """u, dgates, du and the parts of dpointwise, each at a multiple of 16 bytes; without a filter there is no du."""
+    positions, inputs, rows = 2 * 9 * 8, 9, 15
+    for kernel in (0, 3):
+        plan = _plan(built, WAYS["half_16"], [2, 5, 4, 9, 8, kernel], 1)
+        du, parts = (4 * inputs * positions if kernel else 0), 4 * 2 * rows * inputs
+        nbytes = [2 * inputs * positions, 2 * rows * positions, du, parts]
+        assert plan.workspace == sum(-(-size // 16) * 16 for size in nbytes)
 
 
 def test_more_blocks_than_a_launch_can_have_are_refused(built: Kernels) -> None:
     most = 2**31 - 1
-    assert _launches(built, "float32", most, 1, 0, 1, 1, 0, 1)[0][0] == most
+    assert _plan(built, WAYS["float32"], [most, 1, 0, 1, 1, 0], 1).blocks[0] == most
     refusal = (
-        f"separable_gates backward (batch {most + 1}, channels 1, z channels 0, map 1 x 1, kernel size 0) "
+        f"separable_gates forward (batch {most + 1}, channels 1, z channels 0, map 1 x 1, kernel size 0) "
         f"on CUDA device 0 needs {most + 1} blocks, a launch has at most {most}"
     )
     with pytest.raises(KernelFault, match=re.escape(refusal)):
-        _launches(built, "float32", most + 1, 1, 0, 1, 1, 0, 1)
+        _plan(built, WAYS["float32"], [most + 1, 1, 0, 1, 1, 0], 1)
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_filters_that_are_too_large_are_refused(built: Kernels, way: str) -> None:
+    refusal = r"separable_gates forward \(.*, kernel size 127\) on CUDA device 0 needs a smaller kernel size"
+    with pytest.raises(KernelFault, match=refusal):
+        _plan(built, WAYS[way], [1, 2, 2, 8, 8, 127], 1)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])

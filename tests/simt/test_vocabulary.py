@@ -140,15 +140,13 @@ def test_elements_in_expressions(kernels: Kernels) -> None:
 
 def test_mathematics(kernels: Kernels) -> None:
     x = torch.cat([torch.linspace(0.1, 8.0, 28), torch.tensor([1e-40, -1e-40, -130.0, 200.0])])
-    y = torch.zeros(4, 32)
+    y = torch.zeros(3, 32)
     kernels.run_mathematics(x, y)
     exp2 = torch.exp2(x.double()).float()
     exp2[-2] = 0.0  # 2^-130 is subnormal
-    log2 = torch.log2(torch.where(x.abs() < 2.0**-126, torch.zeros(()), x).double()).float()
     torch.testing.assert_close(y[0], exp2, rtol=1e-6, atol=0.0)
-    torch.testing.assert_close(y[1], log2, rtol=1e-6, atol=1e-7, equal_nan=True)
-    torch.testing.assert_close(y[2], (x.double() ** 2 + 1).float(), rtol=1e-7, atol=0.0)
-    assert torch.equal(y[3], x.clamp(min=2.0) + x.clamp(max=3.0))
+    torch.testing.assert_close(y[1], (x.double() ** 2 + 1).float(), rtol=1e-7, atol=0.0)
+    assert torch.equal(y[2], x.clamp(min=2.0) + x.clamp(max=3.0))
 
 
 def test_a_kernel_reads_what_the_one_before_wrote(kernels: Kernels) -> None:

@@ -75,7 +75,8 @@ class AttendBlock {
     start_rows<Columns>(side.dweights + first, padded_, depth_, to + side.own_depth * pitch, pitch);
   }
 
-  // lse and delta of the queries that stream past, where rows are keys.
+  // Starts to copy what a tile of columns is computed with: both operands of the columns, lse and delta where those are
+  // queries, and of rows that take turns the operand of the scores.
   __device__ __forceinline__ void start_stream(int stage, int64_t first) const {
     if (first >= in_.sizes.positions) return;
     if (rows_take_turns_) start_rows<kRows>(fixed_.scores + first_, padded_, fixed_.own_depth, fixed_tile_, kPitchRows);

@@ -63,7 +63,8 @@ struct BackwardShape : BlockShape<KeyWarps> {
   using Operand = typename Way::Operand;
   using T = typename Way::Accumulator;
   using BlockShape<KeyWarps>::kRows;
-  static constexpr int kSteps = kStepsOfTile<Operand, KeyWarps, Group>;
+  // In how many steps a warp computes with its columns of a tile: 64 at once need too many registers beside the sums.
+  static constexpr int kSteps = sizeof(Operand) == 2 && KeyWarps == 1 ? Group / 32 : 1;
   static constexpr int kColumns = kStreamColumns<Operand>, kWarpColumns = kColumns / KeyWarps / kSteps,
                        kScoreTiles = kWarpColumns / kTileColumns, kGroupTiles = Group / kTileColumns, kKeyGroup = 32,
                        kKeyTiles = kKeyGroup / kTileColumns, kMapTiles = KeyWarps == 1 ? 8 : 2;
@@ -295,8 +296,7 @@ class PrepareBlock {
         if (first_ + row < in_.sizes.positions)
           sum += widen(__ldg(plane + (channel * in_.dz.stride_channel + in_.grid.offset(first_ + row))));
       }
-#pragma unroll
-      for (int lanes = 1; lanes < kWarp; lanes *= 2) sum += __shfl_xor_sync(0xffffffffu, sum, lanes);
+      sum = sum_of_warp(sum);
       if (lane_of_warp() == 0) in_.dvalue_bias[part_ * channels + channel] = sum;
     }
   }

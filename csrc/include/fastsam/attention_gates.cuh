@@ -120,9 +120,9 @@ class GatedBlock : public ForwardBlock<S, Way, KeyWarps, Group> {
         }
         const int64_t offset = grid.offset(position);
         const T m = widen(__ldg(memory + (channel * gates_.m.stride_channel + offset)));
-        const T i = sigmoid_of_gate(gate[0]), m_new = (T(1) - i) * m + i * tanh_of_gate(gate[1]);
-        m_next[channel * gates_.m_new.stride_channel + offset] = narrow<S>(m_new);
-        h_hat[channel * gates_.h_hat.stride_channel + offset] = narrow<S>(sigmoid_of_gate(gate[2]) * m_new);
+        const ActivatedGates<T> gates = activate(gate, m);
+        m_next[channel * gates_.m_new.stride_channel + offset] = narrow<S>(gates.m_new);
+        h_hat[channel * gates_.h_hat.stride_channel + offset] = narrow<S>(gates.o * gates.m_new);
       }
     }
   }

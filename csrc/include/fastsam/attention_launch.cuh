@@ -53,12 +53,20 @@ SourceView<DeviceType<S>> source_view(const Platform& platform, const AttentionS
           platform.input(source.key, d * channels, "key")};
 }
 
-inline std::string describe_attention(const char* direction, const AttentionSizes& sizes, int source_count) {
+// The operator and its shapes, for error messages. What a block has in shared memory depends on all of them.
+template <class Call>
+std::string describe_attention(const char* direction, const Call& call) {
+  const AttentionSizes& sizes = call.sizes;
   const auto number = [](int64_t value) { return std::to_string(value); };
-  return std::string(source_count == 1 ? "self_attention " : "double_attention ") + direction + " (batch " +
-         number(sizes.batch) + ", channels " + number(sizes.channels) + ", value channels " +
-         number(sizes.value_channels) + ", positions " + number(sizes.positions) +
-         (sizes.windows.across == 0 ? ")" : " in windows " + number(sizes.windows.width) + " wide)");
+  std::string text = std::string(call.source_count == 1 ? "self_attention " : "double_attention ") + direction +
+                     " (batch " + number(sizes.batch) + ", channels " + number(sizes.channels) + ", value channels " +
+                     number(sizes.value_channels) + ", query channels ";
+  for (int s = 0; s < call.source_count; ++s) {
+    text += (s == 0 ? "" : " and ") + number(call.sources[s].query_channels) +
+            (call.sources[s].key != nullptr ? " with projected keys" : " with folded keys");
+  }
+  text += ", positions " + number(sizes.positions);
+  return text + (sizes.windows.across == 0 ? ")" : " in windows " + number(sizes.windows.width) + " wide)");
 }
 
 template <class S, class Platform>

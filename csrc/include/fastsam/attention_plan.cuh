@@ -139,15 +139,18 @@ auto with_way(const Launch& launch, Use use) {
   }
 }
 
-// Calls use(plan) with the kernel for this call: 64 queries a block where that keeps three of four multiprocessors
-// busy, else 16, which take two to three times the instructions a query (csrc/README.md); 64 channels at a time, 128
-// where there are more, and in double, which has twice the registers a number, 32.
+// Whether so many blocks keep three of four multiprocessors busy.
+inline bool fills_card(int64_t blocks, const Launch& launch) {
+  return 4 * blocks >= 3 * static_cast<int64_t>(launch.multiprocessors);
+}
+
+// Calls use(plan) with the kernel for this call: 64 queries a block where that fills the card, else 16, which take two
+// to three times the instructions a query (csrc/README.md); 64 channels at a time, 128 where there are more, and in
+// double, which has twice the registers a number, 32.
 template <class S, class Way, class Use>
 void with_forward_shape(const AttentionForward<S>& call, bool has_gates, const Launch& launch, Use use) {
   const bool narrow = call.sizes.channels <= 64 && call.sizes.value_channels <= 64;
-  const auto fills = [&](const auto& plan) {
-    return plan.serves && 4 * plan.blocks >= 3 * static_cast<int64_t>(launch.multiprocessors);
-  };
+  const auto fills = [&](const auto& plan) { return plan.serves && fills_card(plan.blocks, launch); };
   if constexpr (sizeof(S) == 8) {
     return use(ForwardPlan<S, Way, 4, 32>(call, has_gates, launch));
   } else {
@@ -164,21 +167,25 @@ void with_forward_shape(const AttentionForward<S>& call, bool has_gates, const L
   }
 }
 
-// The same for the backward pass: 64 rows a block where they fit, else 16. There is no need to look for more blocks:
-// with both roles and both sources there are four times as many as forward.
+// The same for the backward pass, whose second launch has a block for each role and source: 64 rows a block where they
+// fit and fill the card, else 16 if those fit.
 template <class S, class Way, class Call, class Use>
 auto with_backward_shape(const Call& call, const Launch& launch, Use use) {
   if constexpr (sizeof(S) == 8) {
     return use(BackwardPlan<S, Way, 4, 64>(call, launch));
   } else {
+    const BackwardPlan<S, Way, 4, 128> small(call, launch);
+    const auto is_better = [&](const auto& large) {
+      return large.fits && (fills_card(2 * call.source_count * large.attend_blocks, launch) || !small.fits);
+    };
     if (call.sizes.channels <= 64) {
-      const BackwardPlan<S, Way, 1, 64> plan(call, launch);
-      if (plan.fits) return use(plan);
+      const BackwardPlan<S, Way, 1, 64> large(call, launch);
+      if (is_better(large)) return use(large);
     } else {
-      const BackwardPlan<S, Way, 1, 128> plan(call, launch);
-      if (plan.fits) return use(plan);
+      const BackwardPlan<S, Way, 1, 128> large(call, launch);
+      if (is_better(large)) return use(large);
     }
-    return use(BackwardPlan<S, Way, 4, 128>(call, launch));
+    return use(small);
   }
 }
 

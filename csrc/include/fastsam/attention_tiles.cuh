@@ -59,10 +59,6 @@ struct BlockShape {
 template <class Operand>
 constexpr int kStreamColumns = sizeof(Operand) == 2 ? 64 : 32;
 
-// In how many steps a warp computes with its columns of a tile: 64 at once need too many registers beside the sums.
-template <class Operand, int KeyWarps, int Group>
-constexpr int kStepsOfTile = sizeof(Operand) == 2 && KeyWarps == 1 ? Group / 32 : 1;
-
 __device__ __forceinline__ float logarithm(float x) { return logf(x); }
 __device__ __forceinline__ double logarithm(double x) { return log(x); }
 
@@ -214,9 +210,7 @@ __device__ __forceinline__ void sample_means(Global<const S> plane, int64_t stri
     }
 #pragma unroll
     for (int c = 0; c < kAtOnce; ++c) {
-#pragma unroll
-      for (int lanes = 1; lanes < kWarp; lanes *= 2) sums[c] += __shfl_xor_sync(0xffffffffu, sums[c], lanes);
-      const T mean = sums[c] / static_cast<T>(count);
+      const T mean = sum_of_warp(sums[c]) / static_cast<T>(count);
       if (lane_of_warp() == 0) shift[first + c] = mean - mean == T(0) ? mean : T(0);
     }
   }

@@ -3,11 +3,12 @@
 //
 //   Operand             what shared memory holds; operand() makes it from a value
 //   Accumulator         float or double
-//   index_a, index_b    where elements of A and B lie, which may depend on what is contiguous in the memory they are
-//   from row, column         the place in a part of D of pair `pair` of this thread, 0 <= pair < kPairs kRoundsCopies
-//   whether values of the type Operand become operands only by operand() multiply            D += A B; sum[part][pair]
-//   is row 32 part + row(pair) WithColumns         the same way with another number of columns serves<S> whether
-//   devices of a compute capability, times ten, multiply so for maps of S
+//   index_a, index_b    where elements of A and B lie, which may depend on the side along which memory is contiguous
+//   row, column         the place in a part of D of pair `pair` of this thread, 0 <= pair < kPairs
+//   kRoundsCopies       whether values of the type Operand become operands only by operand()
+//   multiply            D += A B; sum[part][pair] is row 32 part + row(pair)
+//   WithColumns         the same way with another number of columns
+//   serves<S>           whether devices of a compute capability, times ten, multiply so for maps of S
 #pragma once
 
 #include <type_traits>

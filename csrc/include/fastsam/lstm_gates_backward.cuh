@@ -49,7 +49,7 @@ __device__ __forceinline__ void keep_sums(const LstmBackwardArguments<T>& call, 
     TermSums<W> of_warp = {0, 0};
 #pragma unroll
     for (int part = 0; part < ThreadSums<kUpdate, W, kWeights>::kParts; ++part) {
-      const TermSums<W> sum = {warp_sum(sums.of[term][part].dy), warp_sum(sums.of[term][part].dy_centred)};
+      const TermSums<W> sum = {sum_of_warp(sums.of[term][part].dy), sum_of_warp(sums.of[term][part].dy_centred)};
       if constexpr (kWeights == NormWeights::kChannel) {
         const int64_t row =
             ((term * call.split.samples + place.sample) * kGatesOf<kUpdate> + part) * call.in.channels + place.row;

@@ -7,6 +7,7 @@
 #include "fastsam/launch.cuh"
 #include "fastsam/lstm_lanes.cuh"
 #include "fastsam/lstm_updates.cuh"
+#include "fastsam/warp.cuh"
 
 namespace fastsam::cuda {
 
@@ -19,7 +20,6 @@ NormWeights norm_weights(const Call& call) {
   return call.weights_have_positions ? NormWeights::kPosition : NormWeights::kChannel;
 }
 
-constexpr int kWarp = 32;
 constexpr int kLstmWarps = 8;
 constexpr int kLstmThreads = kLstmWarps * kWarp;
 
@@ -70,14 +70,6 @@ __device__ __forceinline__ LstmPlace lstm_place(const LstmSplit& split) {
   const int64_t begin = chunk * split.chunk, end = min(begin + split.chunk, split.positions);
   const bool valid = row < split.rows;
   return {blockIdx.x / split.blocks, valid ? row : 0, chunk, valid ? begin : 0, valid ? end : 0, valid};
-}
-
-// In lane 0: the sum over the warp.
-template <class W>
-__device__ __forceinline__ W warp_sum(W value) {
-#pragma unroll
-  for (int step = kWarp / 2; step > 0; step /= 2) value += __shfl_down_sync(0xffffffffu, value, step);
-  return value;
 }
 
 // A (B, rows, positions) map.

@@ -2,7 +2,7 @@
 // apply to them.
 #pragma once
 
-#include "fastsam/simt.cuh"
+#include "fastsam/activations.cuh"
 
 namespace fastsam::cuda {
 
@@ -79,11 +79,6 @@ __device__ __forceinline__ Lanes<Wide<T>, V> as_stored(Lanes<Wide<T>, V> lanes) 
   for (int i = 0; i < V; ++i) lanes[i] = widen(narrow<T>(lanes[i]));
   return lanes;
 }
-
-__device__ __forceinline__ float sigmoid(float x) { return __fdividef(1.0f, 1.0f + expf(-x)); }
-__device__ __forceinline__ double sigmoid(double x) { return 1.0 / (1.0 + exp(-x)); }
-__device__ __forceinline__ float hyperbolic_tangent(float x) { return tanhf(x); }
-__device__ __forceinline__ double hyperbolic_tangent(double x) { return tanh(x); }
 
 template <class W, int V>
 __device__ __forceinline__ Lanes<W, V> sigmoid(Lanes<W, V> x) {

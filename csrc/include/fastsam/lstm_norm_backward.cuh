@@ -77,8 +77,8 @@ __device__ __forceinline__ void lstm_corrections(const LstmNormArguments<T>& cal
         dy += part.dy;
         dy_centred += part.dy_centred;
       }
-      dy = warp_sum(dy);
-      dy_centred = warp_sum(dy_centred);
+      dy = sum_of_warp(dy);
+      dy_centred = sum_of_warp(dy_centred);
       const W rstd = statistics.rstd[term];
       const Correction<W> correction = {statistics.mean[term], rstd, rstd * (dy / count),
                                         rstd * rstd * rstd * (dy_centred / count)};
@@ -103,8 +103,8 @@ __device__ __forceinline__ void channel_weight_gradients(const LstmNormArguments
       dweight += sum.dy_centred * rstd;
       dbias += sum.dy;
     }
-    dweight = warp_sum(dweight);
-    dbias = warp_sum(dbias);
+    dweight = sum_of_warp(dweight);
+    dbias = sum_of_warp(dbias);
     if (threadIdx.x % kWarp > 0) continue;
     call.dweight[term][row] = narrow<T>(dweight);
     call.dbias[term][row] = narrow<T>(dbias);

@@ -19,8 +19,7 @@ __device__ __forceinline__ void bar_sync(int id, int threads FASTSAM_SITE) {
 #endif
 }
 
-// Fast mathematics: at most 2 ulp from 2^x, and about 2^-22 absolute from log2(x), subnormal numbers taken for 0.
-
+// 2^x to at most 2 ulp, subnormal numbers taken for 0.
 __device__ __forceinline__ float exp2_approx(float x) {
 #ifdef __CUDACC__
   float result;
@@ -28,16 +27,6 @@ __device__ __forceinline__ float exp2_approx(float x) {
   return result;
 #else
   return simt::flush_subnormal(exp2f(simt::flush_subnormal(x)));
-#endif
-}
-
-__device__ __forceinline__ float log2_approx(float x) {
-#ifdef __CUDACC__
-  float result;
-  asm("lg2.approx.ftz.f32 %0, %1;" : "=f"(result) : "f"(x));
-  return result;
-#else
-  return log2f(simt::flush_subnormal(x));
 #endif
 }
 

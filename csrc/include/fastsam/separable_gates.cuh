@@ -9,6 +9,7 @@
 
 #include <type_traits>
 
+#include "fastsam/activations.cuh"
 #include "fastsam/block_product.cuh"
 #include "fastsam/launch.cuh"
 #include "fastsam/planes.cuh"
@@ -305,16 +306,17 @@ class GateBlock {
   Shared<E> window_, filter_;
 };
 
-__device__ __forceinline__ float sigmoid_of_gate(float x) { return 1.0f / (1.0f + expf(-x)); }
-__device__ __forceinline__ double sigmoid_of_gate(double x) { return 1.0 / (1.0 + exp(-x)); }
-__device__ __forceinline__ float tanh_of_gate(float x) { return tanhf(x); }
-__device__ __forceinline__ double tanh_of_gate(double x) { return tanh(x); }
-
 // The activated gates of one channel and position, and the new memory.
 template <class T>
 struct ActivatedGates {
   T i, g, o, m, m_new;
 };
+
+template <class T>
+__device__ __forceinline__ ActivatedGates<T> activate(const T (&gate)[kGates], T m) {
+  const T i = sigmoid(gate[0]), g = hyperbolic_tangent(gate[1]), o = sigmoid(gate[2]);
+  return {i, g, o, m, (T(1) - i) * m + i * g};
+}
 
 template <class S, class T, int Pairs>
 __device__ __forceinline__ ActivatedGates<T> activate(const GateInputs<S>& in, const T (&sum)[kGates][Pairs], int pair,
@@ -325,9 +327,7 @@ __device__ __forceinline__ ActivatedGates<T> activate(const GateInputs<S>& in, c
     gate[part] = sum[part][pair];
     if (in.bias != nullptr) gate[part] += widen(__ldg(in.bias + (part * in.sizes.channels + channel)));
   }
-  const T m = at_map(in.m, batch, channel, position);
-  const T i = sigmoid_of_gate(gate[0]), g = tanh_of_gate(gate[1]), o = sigmoid_of_gate(gate[2]);
-  return {i, g, o, m, (T(1) - i) * m + i * g};
+  return activate(gate, at_map(in.m, batch, channel, position));
 }
 
 template <class S, class Product>

@@ -3,6 +3,7 @@
 #pragma once
 
 #include "fastsam/separable_gates_backward.cuh"
+#include "fastsam/warp.cuh"
 
 namespace fastsam::cuda {
 
@@ -45,13 +46,6 @@ GateChannels gate_channels(const GateSizes& sizes, bool has_bias) {
   int warps = kChannelWarps;
   while (warps > 0 && channel_shared_bytes<T>(sizes, warps) > kGateSharedBytes) --warps;
   return {sizes.kernel_size == 0 ? 0 : inputs, ceil_div(rows * inputs, kChannelThreads), has_bias ? rows : 0, warps};
-}
-
-template <class T>
-__device__ __forceinline__ T sum_of_warp(T value) {
-#pragma unroll
-  for (int lanes = 16; lanes > 0; lanes /= 2) value += __shfl_xor_sync(0xffffffffu, value, lanes);
-  return value;
 }
 
 // The rows and columns of a window, from `top` to before `bottom`, that are in the map.

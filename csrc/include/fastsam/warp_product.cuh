@@ -21,16 +21,15 @@
 #include <type_traits>
 
 #include "fastsam/ptx.cuh"
+#include "fastsam/warp.cuh"
 
 namespace fastsam::cuda {
 
-constexpr int kWarp = 32, kWarpRows = 16, kTileColumns = 8, kTileElements = 4, kDepthStep = 16;
+constexpr int kWarpRows = 16, kTileColumns = 8, kTileElements = 4, kDepthStep = 16;
 
 __host__ __device__ constexpr int64_t padded_depth(int64_t depth) {
   return (depth + kDepthStep - 1) / kDepthStep * kDepthStep;
 }
-
-__device__ __forceinline__ int lane_of_warp() { return static_cast<int>(threadIdx.x) % kWarp; }
 
 template <int Tiles, class T>
 __device__ __forceinline__ void clear_tiles(T (&sum)[Tiles][kTileElements]) {
@@ -134,7 +133,8 @@ struct WarpMma {
   static __device__ __forceinline__ int row(int e) { return MmaAccumulator::row_c(lane_of_warp(), e); }
   static __device__ __forceinline__ int column(int e) { return MmaAccumulator::col_c(lane_of_warp(), e); }
   static __host__ __device__ constexpr int row_index(int e) { return e / 2; }
-  // To |x| / 2^24 and 2 ulp, less than operands lose.
+  // To |x| / 2^24 and 2 ulp, less than operands lose. x is a difference, and scaled only then: with log2(e) in the
+  // queries it would be lse that is scaled, and P would lose digits (csrc/README.md, the end).
   static __device__ __forceinline__ float exponential(float x) { return exp2_approx(x * 1.4426950408889634f); }
   // Rows of 4-byte elements start 8 banks apart, of 2-byte ones 4.
   static __host__ __device__ constexpr int pitch_rows(int n) { return n + 8; }

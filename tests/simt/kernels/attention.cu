@@ -139,7 +139,7 @@ const char* plan_forward(const int64_t* address, int64_t has_gates, int64_t* pla
     AttentionForward<S> call = {};
     fields.inputs(call);
     fields.contexts(call);
-    const auto description = [&] { return describe_attention("forward", call.sizes, call.source_count); };
+    const auto description = [&] { return describe_attention("forward", call); };
     described(description, launch, [&] {
       with_forward_plan(call, has_gates != 0, launch, [&](auto, const auto& chosen) {
         using Plan = std::decay_t<decltype(chosen)>;
@@ -159,7 +159,7 @@ const char* plan_backward(const int64_t* address, int64_t* plan, const Launch& l
   return simt::run([&] {
     AttentionBackward<S> call = {};
     Fields(address).inputs(call);
-    const auto description = [&] { return describe_attention("backward", call.sizes, call.source_count); };
+    const auto description = [&] { return describe_attention("backward", call); };
     described(description, launch, [&] {
       with_backward_plan<S>(call, launch, [&](auto, const auto& chosen) {
         using Plan = std::decay_t<decltype(chosen)>;

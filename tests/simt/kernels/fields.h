@@ -2,6 +2,8 @@
 #pragma once
 
 #include <cstdint>
+#include <stdexcept>
+#include <string>
 
 #include "fastsam/params.h"
 
@@ -35,5 +37,12 @@ class Fields {
 
   const int64_t* next_;
 };
+
+inline void check_workspace(int64_t given, int64_t needed) {
+  if (given < needed) {
+    throw std::runtime_error("a workspace of " + std::to_string(given) + " bytes, needed are " +
+                             std::to_string(needed));
+  }
+}
 
 }  // namespace fastsam::cuda

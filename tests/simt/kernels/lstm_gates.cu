@@ -19,13 +19,6 @@ Launch on_card(int64_t multiprocessors) {
   return {0, nullptr, 86, static_cast<int>(multiprocessors), 99 * 1024, Precision::kFloat32};
 }
 
-void check_workspace(int64_t given, int64_t needed) {
-  if (given < needed) {
-    throw std::runtime_error("a workspace of " + std::to_string(given) + " bytes, needed are " +
-                             std::to_string(needed));
-  }
-}
-
 template <class S>
 const char* forward(const int64_t* address, double constant, double eps, void* workspace, int64_t bytes,
                     int64_t multiprocessors) {

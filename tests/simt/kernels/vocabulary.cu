@@ -103,9 +103,8 @@ __global__ void to_tf32(Global<const float> x, Global<float> y, int64_t n) {
 __global__ void mathematics(Global<const float> x, Global<float> y) {
   const int i = threadIdx.x;
   y[i] = exp2_approx(x[i]);
-  y[32 + i] = log2_approx(x[i]);
-  y[64 + i] = fmaf(x[i], x[i], 1.0f);
-  y[96 + i] = max(x[i], 2.0f) + min(x[i], 3.0f);
+  y[32 + i] = fmaf(x[i], x[i], 1.0f);
+  y[64 + i] = max(x[i], 2.0f) + min(x[i], 3.0f);
 }
 
 // x[i] wherever an expression may have it.
@@ -222,7 +221,7 @@ extern "C" const char* run_expressions(const double* x, double* y) {
 
 extern "C" const char* run_mathematics(const float* x, float* y) {
   return simt::run(
-      [&] { simt::launch("mathematics", mathematics, {1, 32}, simt::input(x, 32, "x"), simt::output(y, 128, "y")); });
+      [&] { simt::launch("mathematics", mathematics, {1, 32}, simt::input(x, 32, "x"), simt::output(y, 96, "y")); });
 }
 
 extern "C" const char* run_sum(const float* x, float* partial, float* y, int64_t blocks) {
