@@ -223,6 +223,13 @@ def _index(device: torch.device) -> int:
     return torch.cuda.current_device() if device.index is None else device.index
 
 
+def _most_channels(operator: str, dtype: torch.dtype) -> int | None:
+    """Channels for which every card has the shared memory that an operator's kernels need; None for any number."""
+    if operator not in ("double_attention", "self_attention"):
+        return None
+    return 64 if dtype == torch.float64 else 128
+
+
 def choose(operator: str, like: Tensor) -> str:
     """The back end that serves a call on maps (B, C, H, W) like this one: a name other than "auto".
 
@@ -230,7 +237,7 @@ def choose(operator: str, like: Tensor) -> str:
         RuntimeError: a back end is forced that cannot serve the call.
     """
     if _selected == "auto":
-        return explain(operator, like.device, like.dtype, like.shape[2] * like.shape[3])[0]
+        return explain(operator, like.device, like.dtype, like.shape[2] * like.shape[3], like.shape[1])[0]
     reason = unsupported(operator, _selected, like.device, like.dtype)
     if reason is not None:
         raise RuntimeError(
@@ -239,8 +246,10 @@ def choose(operator: str, like: Tensor) -> str:
     return _selected
 
 
-def explain(operator: str, device: torch.device, dtype: torch.dtype, positions: int = 1024) -> tuple[str, str]:
-    """What `auto` chooses for maps of so many positions on a device, and the reason in words."""
+def explain(
+    operator: str, device: torch.device, dtype: torch.dtype, positions: int = 1024, channels: int = 64
+) -> tuple[str, str]:
+    """What `auto` chooses for maps of so many positions and channels on a device, and the reason in words."""
     if device.type == "cpu":
         reason = unsupported(operator, "cpu", device, dtype)
         if reason is not None:
@@ -252,6 +261,9 @@ def explain(operator: str, device: torch.device, dtype: torch.dtype, positions: 
     serving = [name for name, reason in reasons.items() if reason is None]
     if not serving:
         return "eager", "; ".join(f"{name}: {reason}" for name, reason in reasons.items())
+    most = _most_channels(operator, dtype)
+    if most is not None and channels > most:
+        return "eager", f"beyond {most} channels not every card has room; {' and '.join(serving)} can be named"
     order, source = fastest.order(_index(device), operator, dtype, positions)
     if not order:
         return "eager", f"{' and '.join(serving)} can be named; {source}"

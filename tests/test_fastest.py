@@ -150,3 +150,15 @@ def test_lines_from_results(tmp_path, capsys):
 
 def test_every_operator_is_measured():
     assert {name for names in OPERATORS.values() for name in names} == set(backends.OPERATORS)
+
+
+def test_auto_goes_no_further_than_every_card_has_room(measured, card):
+    names = ("double_attention", "separable_gates")
+    measured.write_text("".join(f"8.6 {name} float64 4096 cuda,eager ampere.json\n" for name in names))
+    fastest.table.cache_clear()
+    fastest._order.cache_clear()
+    device = torch.device("cuda", 0)
+    assert backends.explain("double_attention", device, torch.float64, 4096, 64)[0] == "cuda"
+    name, reason = backends.explain("double_attention", device, torch.float64, 4096, 65)
+    assert name == "eager" and reason == "beyond 64 channels not every card has room; cuda and triton can be named"
+    assert backends.explain("separable_gates", device, torch.float64, 4096, 1024)[0] == "cuda"

@@ -143,7 +143,7 @@ def _fake(*arguments_and_keep: Any) -> tuple[Tensor, ...]:
 
 def _backward_implementation(dz: Tensor, *saved: Any) -> list[Tensor]:
     arguments, contexts = saved[:11], contexts_of(saved[11:])
-    backend = backends.choose("double_attention", dz)
+    backend = backends.choose("double_attention", arguments[0])
     (dh, dm), (of_h, of_m), dvalue_bias = backward(backend, dz, _sources(*arguments)[0], contexts)
     gradients = [dh, dm, of_h.score, of_m.score, of_h.score_bias, of_m.score_bias, of_h.value, of_m.value, dvalue_bias]
     return [*gradients, *(key for key in (of_h.key, of_m.key) if key is not None)]

@@ -113,7 +113,7 @@ def _fake(*arguments_and_options: Any) -> tuple[Tensor, ...]:
 
 def _backward_implementation(dz: Tensor, *saved: Any) -> list[Tensor]:
     arguments, contexts = saved[:6], contexts_of(saved[6:])
-    backend = backends.choose("self_attention", dz)
+    backend = backends.choose("self_attention", arguments[0])
     (dx,), (of_x,), dvalue_bias = backward(backend, dz, _sources(*arguments)[0], contexts)
     gradients = [dx, of_x.score, of_x.score_bias, of_x.value, dvalue_bias]
     return gradients if of_x.key is None else [*gradients, of_x.key]
