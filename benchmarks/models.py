@@ -71,7 +71,7 @@ NOTES = """
 - `ce` and `se` are the two blocks of CMS-LSTM around another cell. The context embedding (CE) lets input and hidden
   state gate each other before the cell. The spatiotemporal expression (SE) attends within windows of the hidden state
   behind it, on one, two or three scales (`se1`, `se2`, `se`). A map is cut into as many windows a side as the scale
-  says, so that frames whose maps of patches a scale does not divide are refused; all other models take any size.
+  says, so that frames whose maps of patches a scale does not divide are refused.
 - The ConvLSTM rows of CMS-LSTM's Table 3 are CMS-LSTM with blocks removed: `convlstm_ce_se` is `cms_lstm` itself, and
   the row without any block is `cms_lstm_without_blocks`, since `convlstm` is the other paper's baseline, another model.
   `fastsam.transplant` calls it `"convlstm"`, as the table does. `sa_convlstm` is the same model in both tables.

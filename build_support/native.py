@@ -119,7 +119,8 @@ class BuildNative(build_ext):
             )
             return str(output)
 
-        objects = self._parallel(compile_one, self._units(instruction_sets, cuda_part.macros))
+        units = self._units(instruction_sets, cuda_part.macros)
+        objects = self._parallel(compile_one, units, self.settings.jobs)
         self._link(objects, cuda_part, link_flags)
         names = list(instruction_sets)
         self.report.built("CPU", f"built for {', '.join(names)} by {toolchain.description}", instruction_sets=names)
@@ -188,6 +189,9 @@ class BuildNative(build_ext):
         libraries = cuda.runtime_libraries(nvcc)
         files = sources("csrc/cuda", "*.cu")
         names = [str(architecture) for architecture in architectures]
+        # Two files, of the attention, take more than half of the time: the jobs work on one each, for one architecture
+        # each.
+        files_at_a_time = min(2, self.settings.jobs)
 
         def compile_one(source: str) -> str:
             self.announce(f"nvcc compiles {source} for {' '.join(names)}", level=logging.INFO)
@@ -200,15 +204,13 @@ class BuildNative(build_ext):
                 str(output),
                 include_dirs=INCLUDE_DIRS,
                 host_compiler=cuda.host_compiler(os.environ),
-                # Two files, of the attention, take more than half of the time: half of the jobs can work on each, every
-                # one for another architecture.
-                threads=max(1, self.settings.jobs // 2),
+                threads=max(1, self.settings.jobs // files_at_a_time),
             )
             self._run_nvcc(command, source)
             self.announce(f"nvcc compiled {source} in {time.monotonic() - started:.0f} s", level=logging.INFO)
             return str(output)
 
-        objects = self._parallel(compile_one, files)
+        objects = self._parallel(compile_one, files, files_at_a_time)
         self.report.built(
             "CUDA", f"built for {' '.join(names)} by nvcc {nvcc.version} ({nvcc.path})", architectures=names
         )
@@ -222,8 +224,8 @@ class BuildNative(build_ext):
             print(result.stdout)
         raise Unavailable(f"nvcc cannot compile {source} ({cuda.last_line(result.stdout)})")
 
-    def _parallel(self, work: Callable[[Item], str], items: Sequence[Item]) -> list[str]:
-        with ThreadPoolExecutor(self.settings.jobs) as pool:
+    def _parallel(self, work: Callable[[Item], str], items: Sequence[Item], at_a_time: int) -> list[str]:
+        with ThreadPoolExecutor(at_a_time) as pool:
             return list(pool.map(work, items))
 
     def _object_folder(self, name: str) -> Path:

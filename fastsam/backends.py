@@ -230,14 +230,16 @@ def _most_channels(operator: str, dtype: torch.dtype) -> int | None:
     return 64 if dtype == torch.float64 else 128
 
 
-def choose(operator: str, like: Tensor) -> str:
+def choose(operator: str, like: Tensor, channels: int | None = None) -> str:
     """The back end that serves a call on maps (B, C, H, W) like this one: a name other than "auto".
+
+    channels: the most of any of its maps, where that may be other than C.
 
     Raises:
         RuntimeError: a back end is forced that cannot serve the call.
     """
     if _selected == "auto":
-        return explain(operator, like.device, like.dtype, like.shape[2] * like.shape[3], like.shape[1])[0]
+        return explain(operator, like.device, like.dtype, like.shape[2] * like.shape[3], channels or like.shape[1])[0]
     reason = unsupported(operator, _selected, like.device, like.dtype)
     if reason is not None:
         raise RuntimeError(

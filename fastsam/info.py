@@ -78,7 +78,7 @@ class Info:
             ("back end", self.selected),
         ]
         lines = [f"fastsam {self.version}", *(f"  {name:<13} {text}" for name, text in rows)]
-        lines.append(f'  "auto" chooses on maps of 32x32 for {", ".join(OPERATORS)}:')
+        lines.append(f'  "auto" chooses on 64 maps of 32x32 for {", ".join(OPERATORS)}:')
         return "\n".join([*lines, *self._choice_lines()])
 
     def _choice_lines(self) -> list[str]:

@@ -111,7 +111,8 @@ def sa_convlstm_cell(module: nn.Module) -> PublishedSAConvLSTMCell:
     _check_activation(module, lineage)
     tensors, sam = _tensors(module, lineage), SAM.from_module(module.get_submodule(lineage.sam))
     _check_sizes(tensors, lineage, sam)
-    cell = _converted(tensors, lineage, sam)
+    norm: Any = module.get_submodule(lineage.norm) if lineage.norm else None
+    cell = _converted(tensors, lineage, sam, eps=getattr(norm, "eps", 1e-5))
     _check_cell(module, lineage, cell)
     return cell
 
@@ -181,7 +182,7 @@ def _check_sizes(tensors: dict[str, Tensor], lineage: _Lineage, sam: SAM) -> Non
     check.tensor(f"the query of {lineage.sam}", sam.query.weight, "D", "C", 1, 1)
 
 
-def _converted(tensors: dict[str, Tensor], lineage: _Lineage, sam: SAM) -> PublishedSAConvLSTMCell:
+def _converted(tensors: dict[str, Tensor], lineage: _Lineage, sam: SAM, eps: float) -> PublishedSAConvLSTMCell:
     state_dict = {f"sam.{name}": value for name, value in sam.state_dict().items()}
     for new, old in (("conv", lineage.conv), ("norm", lineage.norm)):
         for kind in ("weight", "bias"):
@@ -199,6 +200,7 @@ def _converted(tensors: dict[str, Tensor], lineage: _Lineage, sam: SAM) -> Publi
         weight.shape[2],
         bias="conv.bias" in state_dict,
         channel_norm=bool(lineage.norm),
+        eps=eps,
         peephole_size=peephole_size,
         device="meta",  # parameters to be replaced: no memory, no random numbers
         dtype=weight.dtype,

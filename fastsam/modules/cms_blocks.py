@@ -148,8 +148,8 @@ class SpatiotemporalExpression(nn.Module):
     The layout: h and c concatenated along the width are a map (H, 2 W) whose rows are a row of h and the same row of c.
     The same memory read as (2 H, W) has the rows of h and c alternate, and there the two windows of a place are one
     rectangle of (2 H / s) x (W / s), at every scale. So the map is made once and every scale's attention reads it where
-    it lies (a back end that wants windows as a batch copies it once for them); its output, read as (H, 2 W) again, goes
-    into W_a.
+    it lies (a back end that wants windows as a batch copies it for each scale in each pass); its output, read as
+    (H, 2 W) again, goes into W_a.
 
     Submodules: `attentions` (a `WindowAttention` for each scale), `merge` (W_a) and `merge_norm`, `fusion` (W_f),
     `fused_gates` (W_z) and `fused_norm`, `hidden_gates` (W_h) and `hidden_norm`, `state_norm` (N_c). The gates' order

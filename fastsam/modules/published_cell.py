@@ -34,6 +34,7 @@ class PublishedSAConvLSTMCell(RecurrentCell):
         kernel_size: of the convolution, odd; the map keeps its size by zero padding.
         bias: whether the convolution has a bias.
         channel_norm: normalise each channel of the convolution's output over its positions, GroupNorm(4 C, 4 C).
+        eps: of that norm.
         peephole_size: (H, W) for peepholes, which take maps of this size only; None for none.
         sam_options: arguments of the `SAM` other than channels, device and dtype; None for its defaults.
         device, dtype: of the parameters.
@@ -50,6 +51,7 @@ class PublishedSAConvLSTMCell(RecurrentCell):
         *,
         bias: bool = True,
         channel_norm: bool = False,
+        eps: float = 1e-5,
         peephole_size: Sequence[int] | None = None,
         sam_options: Mapping[str, Any] | None = None,
         device: torch.device | str | None = None,
@@ -74,7 +76,8 @@ class PublishedSAConvLSTMCell(RecurrentCell):
             **placement,
         )
         normalised = _check.flag(name, "channel_norm", channel_norm)
-        self.norm = nn.GroupNorm(gates, gates, **placement) if normalised else nn.Identity()
+        eps = _check.real_number(name, "eps", eps)
+        self.norm = nn.GroupNorm(gates, gates, eps, **placement) if normalised else nn.Identity()
         self.peephole: nn.Parameter | None = None
         if self.peephole_size is not None:
             self.peephole = nn.Parameter(torch.zeros(3 * hidden_channels, *self.peephole_size, **placement))

@@ -2,8 +2,8 @@
 
 In eager mode the public function calls the chosen back end directly: a registered operator costs about 10 us a call,
 which matters when a model makes hundreds of small ones. While compiling or exporting, and for tensor subclasses, it
-calls the registered operator, which the tracers understand. Function transforms (torch.func, forward-mode AD) go
-through the eager form, which PyTorch differentiates itself.
+calls the registered operator, which the tracers understand. Function transforms (torch.func, forward-mode AD) outside
+of them go through the eager form, which PyTorch differentiates itself.
 """
 
 from collections.abc import Callable, Sequence
@@ -57,9 +57,9 @@ def needs_registered_operator(tensors: Sequence[Any]) -> bool:
     return any(tensor is not None and type(tensor) not in _PLAIN for tensor in tensors)
 
 
-def choose(operator: str, tensor: Tensor) -> str:
+def choose(operator: str, tensor: Tensor, channels: int | None = None) -> str:
     """The back end for a call outside of tracers; transforms that only the eager form serves are sent there."""
-    name = backends.choose(operator, tensor)
+    name = backends.choose(operator, tensor, channels)
     if name != "eager" and _inside_transform():
         if backends.selected() != "auto":
             raise RuntimeError(

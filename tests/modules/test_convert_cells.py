@@ -98,6 +98,17 @@ def test_a_recurrence_and_its_gradients_are_those_of_the_original(name: str, sta
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
+def test_the_norm_keeps_its_eps(name: str) -> None:
+    original = made(name)
+    norms = [module for module in original.modules() if isinstance(module, nn.GroupNorm)]
+    for norm in norms:
+        norm.eps = 1e-4
+    cell, quiet = sa_convlstm_cell(original), [0.03 * x for x in maps(3, 3, 8, 8, 8)]
+    assert_close(recurrence(cell, quiet[:2], quiet[2:]), recurrence(original, quiet[:2], quiet[2:]))
+    assert [module.eps for module in cell.modules() if isinstance(module, nn.GroupNorm)] == [1e-4 for _ in norms]
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
 def test_training_goes_on_as_the_original_does(name: str) -> None:
     original = made(name)
     cell = sa_convlstm_cell(original)

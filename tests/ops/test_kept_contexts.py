@@ -94,6 +94,24 @@ def test_without_keep_there_are_no_contexts_and_no_gradients(backend_name, opera
         cases.registered(operator)(**leaves, keep=False)[0].sum().backward()
 
 
+@pytest.mark.parametrize("window", [[3, 3], [2], []])
+def test_windows_of_the_registered_operator_are_checked(backend_name, window):
+    arguments = cases.self_attention(channels=3, size=(4, 6), keys=2)
+    with pytest.raises((TypeError, ValueError), match="self_attention: window must"):
+        cases.registered("self_attention")(**arguments, window=window)
+
+
+@pytest.mark.parametrize("strict", [False, True], ids=["non_strict", "strict"])
+def test_windows_are_exported_for_any_size(native_backend, strict):
+    module, half = Attention((2, 3)), torch.export.Dim("half", min=1, max=9)
+    drawn = torch.randn(2, *MAP, dtype=torch.float64)
+    sizes = ({2: 2 * half}, {2: 2 * half})
+    program = torch.export.export(module, tuple(drawn), dynamic_shapes=sizes, strict=strict).module()
+    for height in (2, 8):
+        x = torch.randn(2, 3, height, 6, dtype=torch.float64)
+        torch.testing.assert_close(program(x, x), module(x, x))
+
+
 def test_opcheck_of_windows(backend_name):
     arguments = cases.self_attention(channels=3, size=(4, 6), keys=2)
     leaves = cases.map_tensors(lambda tensor: tensor.requires_grad_(), arguments)

@@ -21,6 +21,11 @@ def flatten(sources: Sequence[Source]) -> tuple[Tensor | None, ...]:
     return tuple(tensor for source in sources for tensor in source)
 
 
+def widest(sources: Sequence[Source], value_bias: Tensor) -> int:
+    """The largest number of channels of the maps, the queries and the values, by which a kernel finds room or none."""
+    return max(sources[0].x.shape[1], value_bias.shape[0], *(source.score.shape[0] for source in sources))
+
+
 def forward(
     backend: str, sources: Sequence[Source], value_bias: Tensor, save: bool, window: tuple[int, int] | None = None
 ) -> tuple[Tensor, list[Context]]:
@@ -28,8 +33,8 @@ def forward(
 
     The back end `cuda` reads and writes windows where they lie, the others get a batch of them.
     """
-    if window is None or backend == "cuda":
-        of_windows = {} if window is None else {"window": window}
+    if window is None or backend == "cuda" or window == tuple(sources[0].x.shape[2:]):
+        of_windows = {"window": window} if backend == "cuda" else {}
         return implementation(backend).forward(sources, value_bias, save=save, **of_windows)
     z, contexts = implementation(backend).forward(_cut(sources, window), value_bias, save=save)
     return windows.merge(z, sources[0].x.shape), contexts

@@ -9,7 +9,7 @@ from torch import Tensor
 from fastsam import backends
 from fastsam.ops import _dispatch
 from fastsam.ops._attention import Context, Source, implementation, native
-from fastsam.ops._attention.autograd import contexts_of, fake_contexts, flatten, given_contexts, sources_of
+from fastsam.ops._attention.autograd import contexts_of, fake_contexts, flatten, given_contexts, sources_of, widest
 from fastsam.ops.double_attention import check_arguments as check_double_attention
 from fastsam.ops.double_attention import double_attention
 from fastsam.ops.self_attention import check_arguments as check_self_attention
@@ -63,7 +63,7 @@ def _attention_gates(
         given = [*tensors, *[None] * (_INPUTS - len(tensors)), _dispatch.keeps_context(tensors)]
         return torch.ops.fastsam.attention_gates(*given)[:2]
     operator = _operator(sources)
-    if _dispatch.choose(operator, m) != "cuda":
+    if _dispatch.choose(operator, m, widest(sources, value_bias)) != "cuda":
         z = aggregate(sources, value_bias)
         return separable_gates(z, sources[0].x, m, None, pointwise, bias)
     _check(sources, value_bias, m, pointwise, bias)
@@ -167,7 +167,7 @@ def _implementation(
     *flat, keep = flat_and_keep
     sources = _given(flat)
     _check(sources, value_bias, m, pointwise, bias)
-    backend = backends.choose(_operator(sources), m)
+    backend = backends.choose(_operator(sources), m, widest(sources, value_bias))
     h_hat, m_new, z, contexts = _forward(backend, sources, value_bias, m, pointwise, bias, keep)
     return h_hat, m_new, m.new_empty(0) if z is None else z, *given_contexts(contexts, m, 2)
 
@@ -180,11 +180,11 @@ def _fake(m: Tensor, pointwise: Tensor, bias: Tensor | None, value_bias: Tensor,
 
 
 def _backward_implementation(dh_hat: Tensor, dm_new: Tensor, *saved: Any) -> list[Tensor]:
-    m, pointwise, bias, _, *flat = saved[:_INPUTS]
+    m, pointwise, bias, value_bias, *flat = saved[:_INPUTS]
     z, *kept = saved[_INPUTS:]
     sources = _given(flat)
     contexts = contexts_of(kept)[: len(sources)]
-    backend = backends.choose(_operator(sources), m)
+    backend = backends.choose(_operator(sources), m, widest(sources, value_bias))
     gradients = _backward(backend, (dh_hat, dm_new), sources, m, pointwise, bias, z, contexts)
     return [gradient for gradient in gradients if gradient is not None]
 

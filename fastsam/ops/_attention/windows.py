@@ -2,12 +2,12 @@
 
 from typing import Any
 
-from torch import Size, Tensor
+from torch import Size, SymInt, Tensor
 
 
 def check(window: Any, x: Tensor) -> None:
     """Raise TypeError or ValueError unless the map (B, C, H, W) is a whole number of windows (height, width)."""
-    if not (isinstance(window, tuple) and len(window) == 2 and all(type(side) is int for side in window)):
+    if not (isinstance(window, tuple) and len(window) == 2 and all(type(side) in (int, SymInt) for side in window)):
         raise TypeError(f"self_attention: window must be a pair of integers (height, width), got {window!r}")
     height, width = x.shape[2:]
     if min(window) < 1 or height % window[0] != 0 or width % window[1] != 0:

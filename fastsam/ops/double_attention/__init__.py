@@ -9,7 +9,15 @@ from torch import Tensor
 from fastsam import backends
 from fastsam.ops import _dispatch
 from fastsam.ops._attention import Source
-from fastsam.ops._attention.autograd import attention, backward, contexts_of, fake_contexts, forward, given_contexts
+from fastsam.ops._attention.autograd import (
+    attention,
+    backward,
+    contexts_of,
+    fake_contexts,
+    forward,
+    given_contexts,
+    widest,
+)
 from fastsam.ops._check import Arguments
 from fastsam.ops.double_attention import eager
 
@@ -70,10 +78,11 @@ def _double_attention(*arguments: Any) -> Tensor:
     *required, key_h, key_m = arguments
     if _dispatch.needs_registered_operator(arguments) and backends.selected() != "eager":
         return torch.ops.fastsam.double_attention(*arguments, _dispatch.keeps_context(arguments))[0]
-    backend = _dispatch.choose("double_attention", arguments[0])
+    sources, value_bias = _sources(*arguments)
+    backend = _dispatch.choose("double_attention", arguments[0], widest(sources, value_bias))
     if backend == "eager":
         return eager.double_attention(*required, key_h=key_h, key_m=key_m)
-    return attention("double_attention", backend, *_sources(*arguments))
+    return attention("double_attention", backend, sources, value_bias)
 
 
 def check_arguments(
@@ -131,7 +140,8 @@ def _implementation(*arguments_and_keep: Any) -> tuple[Tensor, ...]:
     *arguments, keep = arguments_and_keep
     check_arguments(*arguments)
     sources, value_bias = _sources(*arguments)
-    z, contexts = forward(backends.choose("double_attention", arguments[0]), sources, value_bias, keep)
+    backend = backends.choose("double_attention", arguments[0], widest(sources, value_bias))
+    z, contexts = forward(backend, sources, value_bias, keep)
     return z, *given_contexts(contexts, z, 2)
 
 
@@ -143,8 +153,9 @@ def _fake(*arguments_and_keep: Any) -> tuple[Tensor, ...]:
 
 def _backward_implementation(dz: Tensor, *saved: Any) -> list[Tensor]:
     arguments, contexts = saved[:11], contexts_of(saved[11:])
-    backend = backends.choose("double_attention", arguments[0])
-    (dh, dm), (of_h, of_m), dvalue_bias = backward(backend, dz, _sources(*arguments)[0], contexts)
+    sources, value_bias = _sources(*arguments)
+    backend = backends.choose("double_attention", arguments[0], widest(sources, value_bias))
+    (dh, dm), (of_h, of_m), dvalue_bias = backward(backend, dz, sources, contexts)
     gradients = [dh, dm, of_h.score, of_m.score, of_h.score_bias, of_m.score_bias, of_h.value, of_m.value, dvalue_bias]
     return [*gradients, *(key for key in (of_h.key, of_m.key) if key is not None)]
 

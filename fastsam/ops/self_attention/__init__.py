@@ -9,7 +9,15 @@ from torch import Tensor
 from fastsam import backends
 from fastsam.ops import _dispatch
 from fastsam.ops._attention import Source, windows
-from fastsam.ops._attention.autograd import attention, backward, contexts_of, fake_contexts, forward, given_contexts
+from fastsam.ops._attention.autograd import (
+    attention,
+    backward,
+    contexts_of,
+    fake_contexts,
+    forward,
+    given_contexts,
+    widest,
+)
 from fastsam.ops._check import Arguments
 from fastsam.ops.self_attention import eager
 
@@ -66,14 +74,14 @@ def _self_attention(*arguments_and_window: Any) -> Tensor:
     check_arguments(*arguments)
     if window is not None:
         windows.check(window, arguments[0])
-        window = None if window == tuple(arguments[0].shape[2:]) else window
     if _dispatch.needs_registered_operator(arguments) and backends.selected() != "eager":
         return torch.ops.fastsam.self_attention(*arguments, window, _dispatch.keeps_context(arguments))[0]
-    backend = _dispatch.choose("self_attention", arguments[0])
+    sources, value_bias = _sources(*arguments)
+    backend = _dispatch.choose("self_attention", arguments[0], widest(sources, value_bias))
     if backend == "eager":
-        x, *weights, key = arguments
-        return eager.self_attention(x, *weights, key=key, window=window)
-    return attention("self_attention", backend, *_sources(*arguments), window)
+        *required, key = arguments
+        return eager.self_attention(*required, key=key, window=window)
+    return attention("self_attention", backend, sources, value_bias, window)
 
 
 def check_arguments(x: Any, score: Any, score_bias: Any, value: Any, value_bias: Any, key: Any) -> None:
@@ -97,9 +105,12 @@ def _sources(
 def _implementation(*arguments_and_options: Any) -> tuple[Tensor, ...]:
     *arguments, window, keep = arguments_and_options
     check_arguments(*arguments)
+    if window is not None:
+        window = tuple(window)
+        windows.check(window, arguments[0])
     sources, value_bias = _sources(*arguments)
-    backend = backends.choose("self_attention", arguments[0])
-    z, contexts = forward(backend, sources, value_bias, keep, None if window is None else tuple(window))
+    backend = backends.choose("self_attention", arguments[0], widest(sources, value_bias))
+    z, contexts = forward(backend, sources, value_bias, keep, window)
     return z, *given_contexts(contexts, z, 1)
 
 
@@ -113,8 +124,9 @@ def _fake(*arguments_and_options: Any) -> tuple[Tensor, ...]:
 
 def _backward_implementation(dz: Tensor, *saved: Any) -> list[Tensor]:
     arguments, contexts = saved[:6], contexts_of(saved[6:])
-    backend = backends.choose("self_attention", arguments[0])
-    (dx,), (of_x,), dvalue_bias = backward(backend, dz, _sources(*arguments)[0], contexts)
+    sources, value_bias = _sources(*arguments)
+    backend = backends.choose("self_attention", arguments[0], widest(sources, value_bias))
+    (dx,), (of_x,), dvalue_bias = backward(backend, dz, sources, contexts)
     gradients = [dx, of_x.score, of_x.score_bias, of_x.value, dvalue_bias]
     return gradients if of_x.key is None else [*gradients, of_x.key]
 

@@ -17,7 +17,7 @@ def self_attention(
     window: tuple[int, int] | None = None,
 ) -> Tensor:
     """See `fastsam.ops.self_attention`; materialises the N x N matrix."""
-    if window is not None:
+    if window is not None and window != tuple(x.shape[2:]):
         z = self_attention(windows.split(x, window), score, score_bias, value, value_bias, key=key)
         return windows.merge(z, x.shape)
     columns = x.flatten(2)
