@@ -210,7 +210,10 @@ def _no_headers() -> str | None:
     scheme = sysconfig.get_default_scheme()
     scheme = "posix_prefix" if scheme == "posix_local" else scheme  # as Triton itself does, for Debian
     header = Path(sysconfig.get_path("include", scheme), "Python.h")
-    return None if header.is_file() else f"there is no {header}: install Python's headers (python3-dev on Debian)"
+    others = os.pathsep.join(os.environ.get(name, "") for name in ("CPATH", "C_INCLUDE_PATH")).split(os.pathsep)
+    if header.is_file() or any(Path(folder, "Python.h").is_file() for folder in others if folder):
+        return None
+    return f"there is no {header}: install Python's headers (python3-dev on Debian)"
 
 
 def _no_card() -> str | None:

@@ -23,7 +23,8 @@ def card(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
         monkeypatch.setattr(backends, function, getattr(backends, function).__wrapped__)
     monkeypatch.setattr(backends.sysconfig, "get_path", lambda name, scheme: str(tmp_path / name))
     monkeypatch.setenv("PATH", str(tmp_path))
-    monkeypatch.delenv("CC", raising=False)
+    for name in ("CC", "CPATH", "C_INCLUDE_PATH"):
+        monkeypatch.delenv(name, raising=False)
     (tmp_path / "include").mkdir()
     (tmp_path / "include" / "Python.h").touch()
     (tmp_path / "gcc").touch(mode=0o755)
@@ -49,9 +50,11 @@ def test_a_compiler_that_is_named(card, monkeypatch):
     assert reason() is None
 
 
-def test_without_headers(card):
-    (card / "include" / "Python.h").unlink()
+def test_without_headers(card, monkeypatch):
+    (card / "include" / "Python.h").rename(card / "Python.h")
     assert f"there is no {card / 'include' / 'Python.h'}: install Python's headers" in reason()
+    monkeypatch.setenv("CPATH", f"/nowhere:{card}")
+    assert reason() is None
 
 
 def test_another_way_to_build(card):
