@@ -4,7 +4,7 @@ Every cell maps an input map and the state of the step before to an output map a
 numbers are those of "Self-Attention ConvLSTM for Spatiotemporal Prediction".
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -271,7 +271,60 @@ class BaseCell(ConvLSTMCell):
         return AttentionMaps(self.hidden_attention.attention_maps(h, points), None)
 
 
-class SAConvLSTMCell(ConvLSTMCell):
+class SAMCell(RecurrentCell):
+    """A step of an LSTM whose hidden state then goes through a SAM: H^_t, M_t = SAM(H_t, M_{t-1}).
+
+    A subclass has the SAM as `sam`; `recur` makes H_t and C_t from X_t, H^_{t-1} and C_{t-1}, and `_checked_state` the
+    maps (h, c, m) to start from, after the checks of x and the state.
+    """
+
+    sam: SAM
+    recur: Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
+    _checked_state: Callable[[Any, Any], tuple[Tensor, ...]]
+
+    def fold(self) -> SAMWeights | SelfAttentionWeights | None:
+        """The folded weights of the SAM, for all steps of a sequence."""
+        return self.sam.fold()
+
+    def forward(
+        self,
+        x: Tensor,
+        state: tuple[Tensor, ...] | None = None,
+        weights: SAMWeights | SelfAttentionWeights | None = None,
+    ) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """One step.
+
+        Args:
+            x: input (B, in_channels, H, W).
+            state: (h, c, m) of the step before, each (B, hidden_channels, H, W); None starts from zeros.
+            weights: what `fold` returned, to share it between steps; None folds here.
+
+        Returns:
+            The output H^_t, and the state (H^_t, C_t, M_t).
+
+        Raises:
+            TypeError, ValueError: x or a map of the state is of another shape or dtype or on another device.
+        """
+        h, c, m = self._checked_state(x, state)
+        h, c = self.recur(x, h, c)
+        h, m = self.sam(h, m, weights)
+        return h, SAConvLSTMState(h, c, m)
+
+    def attention_maps(
+        self, x: Tensor, state: tuple[Tensor, ...] | None, points: Tensor | Sequence[Sequence[int]]
+    ) -> AttentionMaps:
+        """Attention of the SAM over H_t and M_{t-1}, each (B, P, H, W), from the points (P, 2) as (row, column).
+
+        Raises:
+            TypeError, ValueError: as in `forward`; points that are no integers, of another shape, or off the map; a
+                SAM without attention.
+        """
+        h, c, m = self._checked_state(x, state)
+        h, _ = self.recur(x, h, c)
+        return self.sam.attention_maps(h, m, points)
+
+
+class SAConvLSTMCell(SAMCell, ConvLSTMCell):
     """The self-attention ConvLSTM, figure 2: a ConvLSTM whose hidden state goes through the self-attention memory.
 
         H_t, C_t = ConvLSTM(X_t, H^_{t-1}, C_{t-1})
@@ -327,47 +380,6 @@ class SAConvLSTMCell(ConvLSTMCell):
             use_memory_attention=use_memory_attention,
             **placement,
         )
-
-    def fold(self) -> SAMWeights | SelfAttentionWeights | None:
-        """The folded weights of the SAM, for all steps of a sequence."""
-        return self.sam.fold()
-
-    def forward(
-        self,
-        x: Tensor,
-        state: tuple[Tensor, ...] | None = None,
-        weights: SAMWeights | SelfAttentionWeights | None = None,
-    ) -> tuple[Tensor, tuple[Tensor, ...]]:
-        """One step.
-
-        Args:
-            x: input (B, in_channels, H, W).
-            state: (h, c, m) of the step before, each (B, hidden_channels, H, W); None starts from zeros.
-            weights: what `fold` returned, to share it between steps; None folds here.
-
-        Returns:
-            The output H^_t, and the state (H^_t, C_t, M_t).
-
-        Raises:
-            TypeError, ValueError: x or a map of the state is of another shape or dtype or on another device.
-        """
-        h, c, m = self._checked_state(x, state)
-        h, c = self.recur(x, h, c)
-        h, m = self.sam(h, m, weights)
-        return h, SAConvLSTMState(h, c, m)
-
-    def attention_maps(
-        self, x: Tensor, state: tuple[Tensor, ...] | None, points: Tensor | Sequence[Sequence[int]]
-    ) -> AttentionMaps:
-        """Attention of the SAM over H_t and M_{t-1}, each (B, P, H, W), from the points (P, 2) as (row, column).
-
-        Raises:
-            TypeError, ValueError: as in `forward`; points that are no integers, of another shape, or off the map; a
-                cell with use_attention=False.
-        """
-        h, c, m = self._checked_state(x, state)
-        h, _ = self.recur(x, h, c)
-        return self.sam.attention_maps(h, m, points)
 
 
 CELLS: dict[str, type[RecurrentCell]] = {

@@ -7,13 +7,13 @@ import torch
 from torch import Tensor, nn
 
 from fastsam.modules import _check
-from fastsam.modules.attention import SAM, AttentionMaps, SAMWeights, SelfAttentionWeights
-from fastsam.modules.cells import RecurrentCell, SAConvLSTMState
+from fastsam.modules.attention import SAM
+from fastsam.modules.cells import SAConvLSTMState, SAMCell
 from fastsam.modules.cms_blocks import checked_size
 from fastsam.ops import lstm_gates
 
 
-class PublishedSAConvLSTMCell(RecurrentCell):
+class PublishedSAConvLSTMCell(SAMCell):
     """The self-attention ConvLSTM with one convolution of input and hidden state together:
 
         i, f, g, o = norm(W * [X_t; H^_{t-1}] + b)
@@ -86,34 +86,6 @@ class PublishedSAConvLSTMCell(RecurrentCell):
     def extra_repr(self) -> str:
         return "" if self.peephole_size is None else f"peephole_size={self.peephole_size}"
 
-    def fold(self) -> SAMWeights | SelfAttentionWeights | None:
-        """The folded weights of the SAM, for all steps of a sequence."""
-        return self.sam.fold()
-
-    def forward(
-        self,
-        x: Tensor,
-        state: tuple[Tensor, ...] | None = None,
-        weights: SAMWeights | SelfAttentionWeights | None = None,
-    ) -> tuple[Tensor, SAConvLSTMState]:
-        """One step.
-
-        Args:
-            x: input (B, in_channels, H, W).
-            state: (h, c, m) of the step before, each (B, hidden_channels, H, W); None starts from zeros.
-            weights: what `fold` returned, to share it between steps; None folds here.
-
-        Returns:
-            The output H^_t, and the state (H^_t, C_t, M_t).
-
-        Raises:
-            TypeError, ValueError: x or a map of the state is of another shape or dtype or on another device.
-        """
-        h, c, m = self._checked_state(x, state)
-        h, c = self.recur(x, h, c)
-        h, m = self.sam(h, m, weights)
-        return h, SAConvLSTMState(h, c, m)
-
     def recur(self, x: Tensor, h: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
         """H_t and C_t from X_t, H^_{t-1} and C_{t-1}."""
         gates = self.norm(self.conv(torch.cat([x, h], dim=1)))
@@ -123,19 +95,6 @@ class PublishedSAConvLSTMCell(RecurrentCell):
         w_i, w_f, w_o = self.peephole.chunk(3)
         c = (f + w_f * c).sigmoid() * c + (i + w_i * c).sigmoid() * g.tanh()
         return (o + w_o * c).sigmoid() * c.tanh(), c
-
-    def attention_maps(
-        self, x: Tensor, state: tuple[Tensor, ...] | None, points: Tensor | Sequence[Sequence[int]]
-    ) -> AttentionMaps:
-        """Attention of the SAM over H_t and M_{t-1}, each (B, P, H, W), from the points (P, 2) as (row, column).
-
-        Raises:
-            TypeError, ValueError: as in `forward`; points that are no integers, of another shape, or off the map; a SAM
-                without attention.
-        """
-        h, c, m = self._checked_state(x, state)
-        h, _ = self.recur(x, h, c)
-        return self.sam.attention_maps(h, m, points)
 
     def _checked_state(self, x: Any, state: Any) -> tuple[Tensor, ...]:
         """The maps of the state to start from, after the checks of both inputs."""
