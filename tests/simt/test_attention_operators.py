@@ -49,7 +49,7 @@ def card(built: Kernels, monkeypatch: pytest.MonkeyPatch) -> Iterator[Card]:
     built.schedule(None)
     card = Card(built)
     monkeypatch.setattr(native, "run", card.run)
-    monkeypatch.setattr(_dispatch, "choose", lambda operator, tensor: "cuda")
+    monkeypatch.setattr(_dispatch, "choose", lambda operator, tensor, channels=None: "cuda")
     monkeypatch.setattr(gates, "gates_implementation", lambda backend: eager_gates)
     yield card
 
@@ -115,7 +115,7 @@ def test_windows(card: Card, name: str, keys: int | None, window: tuple[int, int
     actual = _evaluate(windowed, arguments, card.way.dtype)
     assert card.calls == ["attention_forward", "attention_backward"]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(_dispatch, "choose", lambda operator, tensor: "eager")
+        patch.setattr(_dispatch, "choose", lambda operator, tensor, channels=None: "eager")
         expected = _evaluate(windowed, arguments, torch.float64)
     _assert_close(actual, expected, card.way)
 
@@ -167,7 +167,7 @@ def test_attention_and_gates_in_one_launch(
     actual = _evaluate(step, arguments, card.way.dtype)
     assert card.calls == ["attention_gates_forward", "attention_backward"]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(_dispatch, "choose", lambda operator, tensor: "eager")
+        patch.setattr(_dispatch, "choose", lambda operator, tensor, channels=None: "eager")
         expected = _evaluate(step, arguments, torch.float64)
     _assert_close(actual, expected, card.way)
     with torch.no_grad():
@@ -184,7 +184,7 @@ def test_sam_with_1x1_gates_is_one_launch(card: Card) -> None:
     actual = sam(h, m)
     assert card.calls == ["attention_gates_forward"]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(_dispatch, "choose", lambda operator, tensor: "eager")
+        patch.setattr(_dispatch, "choose", lambda operator, tensor, channels=None: "eager")
         torch.testing.assert_close(actual, sam(h, m))
 
 
