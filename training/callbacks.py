@@ -6,10 +6,13 @@ from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
+import torch
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint, TQDMProgressBar
 from torch import Tensor
 
+from training import checkpoints
 from training.config import TrainingConfig
+from training.errors import InputError
 from training.module import sampling_probability
 
 
@@ -78,13 +81,54 @@ class IterationBar(TQDMProgressBar):
 
 
 class NewestCheckpoints(ModelCheckpoint):
-    """Checkpoints every so many steps and, unlike its parent, also after the last one."""
+    """Checkpoints every so many steps and, unlike its parent, also after the last one.
+
+    The files that a resumed run finds count, wherever they were written: Lightning knows them by their folder's name.
+    """
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        super().on_train_start(trainer, pl_module)
+        found = {path: float(checkpoints.step_of(path)) for path in checkpoints.newest_first(Path(str(self.dirpath)))}
+        _remember(self, {path: step for path, step in found.items() if step <= trainer.global_step})
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if self._last_global_step_saved != trainer.global_step:
             candidates = self._monitor_candidates(trainer)
             self._save_topk_checkpoint(trainer, candidates)
             self._save_last_checkpoint(trainer, candidates)
+
+
+class BestCheckpoint(ModelCheckpoint):
+    """The checkpoint with the best validation.
+
+    In a resumed run the score to beat is the one in the file: the checkpoint that it resumes from was written before
+    the validation of its step, and Lightning takes no score from a folder that was moved.
+    """
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        super().on_train_start(trainer, pl_module)
+        path = Path(str(self.dirpath), f"{self.filename}.ckpt")
+        try:
+            saved = checkpoints.read(path)
+        except InputError:  # there is none, or none that can be read: the next validation is the best
+            _remember(self, {})
+            return
+        score = saved["callbacks"].get(self.state_key, {}).get("best_model_score")
+        if score is not None and saved["global_step"] <= trainer.global_step:
+            _remember(self, {path: float(score)})
+
+
+def _remember(callback: ModelCheckpoint, scores: dict[Path, float]) -> None:
+    """Make the callback believe that it has written these files, of these scores: all that there are of its own."""
+    models = {str(path): torch.tensor(score) for path, score in scores.items()}
+    ranked = sorted(models, key=lambda name: float(models[name]), reverse=callback.mode == "max")
+    callback.best_k_models = models
+    callback.best_model_path = ranked[0] if ranked else ""
+    callback.best_model_score = models[ranked[0]] if ranked else None
+    callback.kth_best_model_path = ranked[-1] if ranked else ""
+    callback.kth_value = (
+        models[ranked[-1]] if ranked else torch.tensor(torch.inf if callback.mode == "min" else -torch.inf)
+    )
 
 
 def checkpoint_callbacks(config: TrainingConfig, folder: Path) -> list[ModelCheckpoint]:
@@ -101,7 +145,7 @@ def checkpoint_callbacks(config: TrainingConfig, folder: Path) -> list[ModelChec
         enable_version_counter=False,
         save_on_train_epoch_end=False,
     )
-    best = ModelCheckpoint(
+    best = BestCheckpoint(
         folder,
         filename="best",
         monitor="validation_mse",

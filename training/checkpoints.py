@@ -56,8 +56,13 @@ def read(path: Path) -> dict[str, Any]:
 
 def newest_first(folder: Path) -> list[Path]:
     """The checkpoints of a run, by falling step."""
-    found = [(int(match[1]), path) for path in folder.glob("step=*.ckpt") if (match := STEP_NAME.fullmatch(path.name))]
-    return [path for _, path in sorted(found, reverse=True)]
+    return sorted(filter(step_of, folder.glob("step=*.ckpt")), key=step_of, reverse=True)
+
+
+def step_of(path: Path) -> int:
+    """The step in the name of a checkpoint; 0 if there is none."""
+    match = STEP_NAME.fullmatch(path.name)
+    return 0 if match is None else int(match[1])
 
 
 def newest_usable(folder: Path) -> tuple[Path, dict[str, Any]] | None:

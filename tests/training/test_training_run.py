@@ -95,6 +95,24 @@ def test_a_finished_run_can_be_prolonged(uninterrupted, run: Run, tmp_path: Path
     assert last.resolve().name == "step=00000012.ckpt"
 
 
+@pytest.mark.parametrize("change", ["nothing", "moved", "damaged"])
+def test_a_resumed_run_knows_its_best(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: str):
+    scores = {4: 5.0, 8: 3.0, 12: 4.0, 16: 4.5}
+    monkeypatch.setattr(
+        ForecastModule, "validation_step", lambda self, *_: self.log("validation_mse", scores[self.global_step])
+    )
+    folder = tmp_path / "run"
+    assert run("fit", "--training.iterations=8") == 0
+    if change == "moved":
+        folder = folder.rename(tmp_path / "moved")
+    best = folder / "checkpoints" / "best.ckpt"
+    if change == "damaged":
+        best.write_bytes(b"")
+    assert run("fit", "--training.iterations=16", f"--training.run_dir={folder}") == 0
+    assert torch.load(best, weights_only=True)["global_step"] == (12 if change == "damaged" else 8)
+    assert checkpoints(folder) == ["step=00000008.ckpt", "step=00000012.ckpt", "step=00000016.ckpt"]
+
+
 def test_damaged_newest_checkpoint_falls_back_to_the_one_before(uninterrupted, run: Run, tmp_path: Path, capsys):
     assert run("fit", "--training.iterations=8") == 0
     newest = tmp_path / "run" / "checkpoints" / "step=00000008.ckpt"
