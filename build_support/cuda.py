@@ -19,6 +19,10 @@ DEFAULT_CAPABILITIES = (61, 70, 75, 80, 86, 89, 90, 100, 120)
 
 OLDEST_CAPABILITY = 61
 
+PTX_FAMILIES = ((80, 89), (100, 129))
+"""First and last capabilities, times ten, for which nvcc writes the same PTX and its assembler then makes the same
+machine code of it: PTX for the oldest of them serves all, and writing PTX is half of the work."""
+
 _WINDOWS = os.name == "nt"
 
 
@@ -37,11 +41,10 @@ class Architecture:
     def __str__(self) -> str:
         return f"{self.capability // 10}.{self.capability % 10}{self.suffix}{'+PTX' if self.ptx else ''}"
 
-    def flags(self) -> list[str]:
-        """The nvcc options for this architecture."""
-        name = f"{self.capability}{self.suffix}"
-        flags = [f"-gencode=arch=compute_{name},code=sm_{name}"]
-        return [*flags, f"-gencode=arch=compute_{name},code=compute_{name}"] if self.ptx else flags
+    @property
+    def name(self) -> str:
+        """As in the names of nvcc, for example "90a" in sm_90a."""
+        return f"{self.capability}{self.suffix}"
 
 
 @dataclass(frozen=True)
@@ -157,6 +160,29 @@ def _parse(entry: str) -> Architecture:
     return Architecture(10 * int(match[1]) + int(match[2]), match[3], match[4] is not None)
 
 
+def code_options(architectures: Sequence[Architecture]) -> list[str]:
+    """The options of nvcc for these architectures.
+
+    What is kept as PTX is that of the oldest architecture of a family, which runs on all the cards that later PTX runs
+    on.
+    """
+    codes: dict[str, list[str]] = {}
+    for architecture in architectures:
+        source = _oldest_relative(architecture, architectures).name
+        codes.setdefault(source, []).append(f"sm_{architecture.name}")
+        if architecture.ptx:
+            codes[source].append(f"compute_{source}")
+    return [f"-gencode=arch=compute_{source},code=[{','.join(dict.fromkeys(codes[source]))}]" for source in codes]
+
+
+def _oldest_relative(architecture: Architecture, architectures: Sequence[Architecture]) -> Architecture:
+    for first, last in PTX_FAMILIES:
+        if first <= architecture.capability <= last and not architecture.suffix:
+            relatives = [one for one in architectures if first <= one.capability <= last and not one.suffix]
+            return min(relatives, key=lambda one: one.capability)
+    return architecture
+
+
 def compile_command(
     nvcc: Nvcc,
     architectures: Sequence[Architecture],
@@ -173,7 +199,7 @@ def compile_command(
     if int(nvcc.version.split(".")[0]) >= 13:  # whose drivers all unpack it; a quarter of the size
         command.append("--compress-mode=size")
     command += [f"-I{folder}" for folder in include_dirs]
-    command += [flag for architecture in architectures for flag in architecture.flags()]
+    command += code_options(architectures)
     command += [part for flag in host_flags for part in ("-Xcompiler", flag)]
     return [*command, "-ccbin", host_compiler] if host_compiler else command
 

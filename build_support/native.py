@@ -214,7 +214,8 @@ class BuildNative(build_ext):
         self.report.built(
             "CUDA", f"built for {' '.join(names)} by nvcc {nvcc.version} ({nvcc.path})", architectures=names
         )
-        return _CudaPart(objects, [("FASTSAM_CUDA", "1")], libraries, list(nvcc.library_dirs))
+        macros = [("FASTSAM_CUDA", "1"), ("FASTSAM_CUDA_ARCHITECTURES", f'"{",".join(names)}"')]
+        return _CudaPart(objects, macros, libraries, list(nvcc.library_dirs))
 
     def _run_nvcc(self, command: list[str], source: str) -> None:
         result = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)

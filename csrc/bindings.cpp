@@ -187,7 +187,7 @@ PYBIND11_MODULE(_native, module) {
   device.def("device_count", &cuda::device_count);
   device.def("code_capability", &cuda::code_capability);
   device.def("shared_bytes", &cuda::shared_bytes_of_block);
-  device.def("compiled_architectures", &cuda::compiled_architectures);
+  device.attr("architectures") = FASTSAM_CUDA_ARCHITECTURES;
   device.def("compute_capability", [](int index) {
     int major = 0, minor = 0;
     cuda::compute_capability(index, &major, &minor);

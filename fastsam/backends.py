@@ -148,7 +148,7 @@ def cuda_code(index: int) -> tuple[int, str | None]:
         return capability, None
     card = "{}.{}".format(*torch.cuda.get_device_capability(index))
     return 0, (
-        f"it was compiled for {native.cuda.compiled_architectures()} (100 times the capability), which does not run on "
+        f"it was compiled for compute capability {native.cuda.architectures}, which does not run on "
         f'device {index} of capability {card} with this driver; install again with TORCH_CUDA_ARCH_LIST="{card}"'
     )
 

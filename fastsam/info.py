@@ -32,8 +32,9 @@ class Choice:
 class CudaInfo:
     """The CUDA part of the extension.
 
-    build: what the build did, in words. architectures: compute capabilities it holds code for.
-    runtime, driver: CUDA versions, or None where there is none. devices: compute capability of each visible card.
+    build: what the build did, in words. architectures: compute capabilities it holds code for, with +PTX where later
+    ones can run it, too. runtime, driver: CUDA versions, or None where there is none. devices: compute capability of
+    each visible card.
     """
 
     build: str
@@ -162,9 +163,7 @@ def _cuda_info(report: dict[str, Any], native: ModuleType | None) -> CudaInfo:
     capabilities = (cuda.compute_capability(device) for device in range(cuda.device_count()))
     return CudaInfo(
         build,
-        architectures=tuple(
-            f"{int(code) // 100}.{int(code) // 10 % 10}" for code in cuda.compiled_architectures().split(",")
-        ),
+        architectures=tuple(cuda.architectures.split(",")),
         runtime=_cuda_version(cuda.runtime_version()),
         driver=_cuda_version(cuda.driver_version()),
         devices=tuple(f"{major}.{minor}" for major, minor in capabilities),

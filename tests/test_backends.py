@@ -156,7 +156,7 @@ def test_what_triton_serves(monkeypatch):
 
 def test_what_cuda_needs(monkeypatch):
     """A card that nothing was compiled for is known before the call."""
-    native = SimpleNamespace(cuda=SimpleNamespace(code_capability=lambda: 0, compiled_architectures=lambda: "860"))
+    native = SimpleNamespace(cuda=SimpleNamespace(code_capability=lambda: 0, architectures="8.6"))
     monkeypatch.setattr(backends, "_native", native)
     monkeypatch.setattr(backends, "cuda_code", backends.cuda_code.__wrapped__)
     monkeypatch.setattr(torch.cuda, "is_initialized", lambda: False)
@@ -164,7 +164,7 @@ def test_what_cuda_needs(monkeypatch):
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda index: (7, 5))
     monkeypatch.setattr(torch.cuda, "device", lambda index: contextlib.nullcontext())
     reason = backends.unsupported("lstm_gates", "cuda", torch.device("cuda", 0), torch.float32)
-    assert "compiled for 860" in reason and "device 0 of capability 7.5" in reason
+    assert "compiled for compute capability 8.6" in reason and "device 0 of capability 7.5" in reason
     native.cuda.code_capability = lambda: 75
     assert backends.unsupported("lstm_gates", "cuda", torch.device("cuda", 0), torch.float32) is None
     assert backends.cuda_code(0) == (75, None)

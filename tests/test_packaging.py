@@ -57,7 +57,7 @@ PyMODINIT_FUNC PyInit__native() {
   PyModule_AddIntConstant(module, "cuda_runtime", fastsam::cuda::runtime_version());
   PyModule_AddIntConstant(module, "cuda_driver", fastsam::cuda::driver_version());
   PyModule_AddIntConstant(module, "cuda_devices", fastsam::cuda::device_count());
-  PyModule_AddStringConstant(module, "cuda_architectures", fastsam::cuda::compiled_architectures());
+  PyModule_AddStringConstant(module, "cuda_architectures", FASTSAM_CUDA_ARCHITECTURES);
 #endif
   return module;
 }
@@ -316,7 +316,7 @@ def test_cuda_part_builds_and_works_without_a_driver(tree: Tree) -> None:
     package = tree.wheel(FASTSAM_FORCE_CUDA="1", TORCH_CUDA_ARCH_LIST="8.0+PTX", **environment) / "fastsam"
     native = _load(package)
     assert _report(package)["CUDA"]["architectures"] == ["8.0+PTX"]
-    assert native.cuda_architectures == "800"
+    assert native.cuda_architectures == "8.0+PTX"
     assert f"{native.cuda_runtime // 1000}.{native.cuda_runtime // 10 % 100}" == nvcc.version
     assert native.cuda_driver >= 0 and native.cuda_devices >= 0 and native.capability_of_no_device == 0
 
@@ -355,9 +355,22 @@ def test_architectures_that_cannot_be_built(requested: str, message: str) -> Non
         cuda.select_architectures(requested, _nvcc("13.0"))
 
 
-def test_architecture_flags() -> None:
-    assert cuda.Architecture(75).flags() == ["-gencode=arch=compute_75,code=sm_75"]
-    assert cuda.Architecture(120, ptx=True).flags()[1] == "-gencode=arch=compute_120,code=compute_120"
+@pytest.mark.parametrize(
+    ("requested", "options"),
+    [
+        ("7.5", ["75,code=[sm_75]"]),
+        ("8.6 8.9", ["86,code=[sm_86,sm_89]"]),
+        ("8.0+PTX 8.6+PTX 9.0", ["80,code=[sm_80,compute_80,sm_86]", "90,code=[sm_90]"]),
+        (
+            "9.0a+PTX 10.0a 10.0 12.0",
+            ["90a,code=[sm_90a,compute_90a]", "100,code=[sm_100,sm_120]", "100a,code=[sm_100a]"],
+        ),
+        ("12.0+PTX", ["120,code=[sm_120,compute_120]"]),
+    ],
+)
+def test_ptx_is_written_once_for_a_family(requested: str, options: list[str]) -> None:
+    architectures = cuda.select_architectures(requested, _nvcc("13.0"))
+    assert cuda.code_options(architectures) == [f"-gencode=arch=compute_{option}" for option in options]
 
 
 @pytest.mark.parametrize(("version", "smaller"), [("12.6", False), ("13.0", True)])

@@ -2,9 +2,6 @@
 
 #include <cuda_runtime.h>
 
-#define FASTSAM_TEXT(...) FASTSAM_TEXT_OF_EXPANDED(__VA_ARGS__)
-#define FASTSAM_TEXT_OF_EXPANDED(...) #__VA_ARGS__
-
 namespace fastsam::cuda {
 namespace {
 
@@ -55,7 +52,5 @@ int code_capability() {
 }
 
 int shared_bytes_of_block(int device) { return attribute(device, cudaDevAttrMaxSharedMemoryPerBlockOptin); }
-
-const char* compiled_architectures() { return FASTSAM_TEXT(__CUDA_ARCH_LIST__); }
 
 }  // namespace fastsam::cuda

@@ -21,7 +21,7 @@ import kernel_build
 import pytest
 from kernel_build import DEVICE_FLAGS, INCLUDE_DIRS, ROOT
 
-from build_support.cuda import DEFAULT_CAPABILITIES
+from build_support.cuda import DEFAULT_CAPABILITIES, PTX_FAMILIES
 from build_support.settings import Unavailable
 
 CUDA = ROOT / "csrc" / "cuda"
@@ -221,3 +221,44 @@ def test_no_row_is_left_over(build_cache: Path) -> None:
     of_these = [row for row in BUDGET if any(capability in row.capabilities for capability in CAPABILITIES)]
     first_rows = {next(rows_for(*kernel), None) for kernel in named}
     assert [row.pattern for row in of_these if row not in first_rows] == []
+
+
+ONE_KERNEL = """
+#include "fastsam/attention.cuh"
+template __global__ void fastsam::cuda::attention_forward_kernel<{instance}>(
+    fastsam::cuda::AttentionForwardArguments<{maps}>, fastsam::cuda::ForwardStages);
+"""
+
+
+@pytest.mark.parametrize("family", PTX_FAMILIES, ids=str)
+@pytest.mark.parametrize(
+    ("maps", "way"), [("float", "WarpTf32"), ("__nv_bfloat16", "WarpHalf<__nv_bfloat16, 16>")], ids=["tf32", "bfloat16"]
+)
+def test_ptx_of_a_family_is_the_same(family: tuple[int, int], maps: str, way: str, tmp_path: Path) -> None:
+    """It names its target, and nothing else differs: so one translation serves all of the family."""
+    try:
+        nvcc = kernel_build.device_compiler()
+    except Unavailable as reason:
+        pytest.skip(str(reason))
+    source = tmp_path / "one_kernel.cu"
+    source.write_text(ONE_KERNEL.format(maps=maps, instance=f"{maps}, fastsam::cuda::{way}, 4, 64"))
+    written = {}
+    for capability in DEFAULT_CAPABILITIES:
+        if family[0] <= capability <= family[1] and capability in nvcc.capabilities:
+            out = tmp_path / f"{capability}.ptx"
+            command = [
+                str(nvcc.path),
+                "-ptx",
+                *DEVICE_FLAGS,
+                f"-arch=compute_{capability}",
+                str(source),
+                "-o",
+                str(out),
+            ]
+            result = subprocess.run([*command, *(f"-I{folder}" for folder in INCLUDE_DIRS)], capture_output=True)
+            assert result.returncode == 0, result.stderr
+            written[capability] = re.sub(r"^\.target sm_\d+$", "", out.read_text(), flags=re.MULTILINE)
+    if len(written) < 2:
+        pytest.skip(f"nvcc {nvcc.version} compiles for no two capabilities of {family}")
+    assert "mma.sync" in next(iter(written.values()))
+    assert len(set(written.values())) == 1

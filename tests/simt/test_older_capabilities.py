@@ -56,11 +56,11 @@ ATTENTION = """
           template __global__ void attention_gates_forward_kernel<S, Way, KeyWarps, Group>(    \\
               AttentionGatesArguments<S>, ForwardStages);
         #define BACKWARD(S, Way, KeyWarps, Group)                                              \\
-          template __global__ void attention_backward_prepare_kernel<S, Way, KeyWarps, Group>( \\
+          template __global__ void attention_backward_prepare_kernel<S, Way, KeyWarps>(        \\
               AttentionBackwardArguments<S, Way>);                                             \\
           template __global__ void attention_backward_attend_kernel<S, Way, KeyWarps, Group>(  \\
               AttentionBackwardArguments<S, Way>, BackwardStages);                             \\
-          template __global__ void attention_backward_finish_kernel<S, Way, KeyWarps, Group>(  \\
+          template __global__ void attention_backward_finish_kernel<S, Way, KeyWarps>(         \\
               AttentionBackwardArguments<S, Way>, AttentionSums<Way::Accumulator>, int64_t);
 """
 

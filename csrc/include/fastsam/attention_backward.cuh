@@ -58,21 +58,16 @@ struct BackwardStages {
   bool rows_take_turns;
 };
 
-template <class Way, int KeyWarps, int Group>
-struct BackwardShape : BlockShape<KeyWarps> {
+// The blocks of the first and the third launch, which compute maps of the channels of their rows.
+template <class Way, int KeyWarps>
+struct MapShape : BlockShape<KeyWarps> {
   using Operand = typename Way::Operand;
   using T = typename Way::Accumulator;
   using BlockShape<KeyWarps>::kRows;
-  // In how many steps a warp computes with its columns of a tile: 64 at once need too many registers beside the sums.
-  static constexpr int kSteps = sizeof(Operand) == 2 && KeyWarps == 1 ? Group / 32 : 1;
-  static constexpr int kColumns = kStreamColumns<Operand>, kWarpColumns = kColumns / KeyWarps / kSteps,
-                       kScoreTiles = kWarpColumns / kTileColumns, kGroupTiles = Group / kTileColumns, kKeyGroup = 32,
-                       kKeyTiles = kKeyGroup / kTileColumns, kMapTiles = KeyWarps == 1 ? 8 : 2;
+  static constexpr int kMapTiles = KeyWarps == 1 ? 8 : 2;
   // A tile of 16 rows does without padding: it saves what 128 channels lack on 6.1, and products along it are short.
-  static constexpr int kPitch = Way::pitch(kColumns),
-                       kPitchRows = KeyWarps == 1 ? Way::pitch(kRows) : Way::pitch_rows(kRows),
+  static constexpr int kPitchRows = KeyWarps == 1 ? Way::pitch(kRows) : Way::pitch_rows(kRows),
                        kPitchSlots = Way::pitch_rows(kRows);
-  static constexpr int64_t kScratch = kAttentionWarps * Way::template kScratch<kWarpColumns>;
 
   static int64_t larger(int64_t a, int64_t b) { return a < b ? b : a; }
 
@@ -82,6 +77,26 @@ struct BackwardShape : BlockShape<KeyWarps> {
            shared_bytes<Operand>(depth * kPitchRows) +
            shared_bytes<Operand>(map_stage_size<Way, KeyWarps, kMapTiles>());
   }
+
+  static int64_t finish_bytes(int64_t query_channels) {
+    return shared_bytes<Operand>(padded_depth(query_channels) * kPitchSlots) +
+           shared_bytes<Operand>(map_stage_size<Way, KeyWarps, kMapTiles>());
+  }
+};
+
+// Those of the second launch, with sums of so many channels at a time.
+template <class Way, int KeyWarps, int Group>
+struct BackwardShape : MapShape<Way, KeyWarps> {
+  using Operand = typename Way::Operand;
+  using T = typename Way::Accumulator;
+  using Rows = MapShape<Way, KeyWarps>;
+  using Rows::kPitchRows, Rows::kRows, Rows::larger;
+  // In how many steps a warp computes with its columns of a tile: 64 at once need too many registers beside the sums.
+  static constexpr int kSteps = sizeof(Operand) == 2 && KeyWarps == 1 ? Group / 32 : 1;
+  static constexpr int kColumns = kStreamColumns<Operand>, kWarpColumns = kColumns / KeyWarps / kSteps,
+                       kScoreTiles = kWarpColumns / kTileColumns, kGroupTiles = Group / kTileColumns, kKeyGroup = 32,
+                       kKeyTiles = kKeyGroup / kTileColumns, kPitch = Way::pitch(kColumns);
+  static constexpr int64_t kScratch = kAttentionWarps * Way::template kScratch<kWarpColumns>;
 
   // The two roles have the same operands, fixed in one and streaming in the other. Without a key map the columns are
   // the keys.
@@ -104,11 +119,6 @@ struct BackwardShape : BlockShape<KeyWarps> {
   static __host__ __device__ int64_t rows_depth(int64_t depth, int64_t own_depth, const BackwardStages& stages) {
     if (!stages.rows_take_turns) return depth + own_depth;
     return depth < own_depth ? own_depth : depth;
-  }
-
-  static int64_t finish_bytes(int64_t query_channels) {
-    return shared_bytes<Operand>(padded_depth(query_channels) * kPitchSlots) +
-           shared_bytes<Operand>(map_stage_size<Way, KeyWarps, kMapTiles>());
   }
 };
 
@@ -139,9 +149,9 @@ __device__ __forceinline__ void store_outer(Shared<typename Way::Operand> a, Sha
   }
 }
 
-template <class S, class Way, int KeyWarps, int Group>
+template <class S, class Way, int KeyWarps>
 class PrepareBlock {
-  using Shape = BackwardShape<Way, KeyWarps, Group>;
+  using Shape = MapShape<Way, KeyWarps>;
   using Operand = typename Way::Operand;
   using T = typename Way::Accumulator;
   static constexpr int kRows = Shape::kRows, kPitch = Shape::kPitchRows;
@@ -308,11 +318,11 @@ class PrepareBlock {
   Shared<Operand> in_tile_, r_, stage_;
 };
 
-template <class S, class Way, int KeyWarps, int Group>
+template <class S, class Way, int KeyWarps>
 __global__ void __launch_bounds__(kAttentionThreads, 2)
     attention_backward_prepare_kernel(AttentionBackwardArguments<S, Way> in) {
   if constexpr (served_here<S, Way>()) {
-    PrepareBlock<S, Way, KeyWarps, Group>(in).run();
+    PrepareBlock<S, Way, KeyWarps>(in).run();
   } else {
     __trap();
   }

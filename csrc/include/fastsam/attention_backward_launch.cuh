@@ -157,7 +157,7 @@ void launch_backward(const Platform& platform, const AttentionBackward<S>& call,
   const dim3 threads(kAttentionThreads);
   platform.start("attention_backward_prepare",
                  {dim3(grid_size(plan.prepare_blocks * call.source_count)), threads, plan.prepare_bytes},
-                 attention_backward_prepare_kernel<Device, Way, KeyWarps, Group>, views.in);
+                 attention_backward_prepare_kernel<Device, Way, KeyWarps>, views.in);
   platform.start("attention_backward_attend",
                  {dim3(grid_size(2 * plan.attend_blocks * call.source_count)), threads, plan.attend_bytes},
                  attention_backward_attend_kernel<Device, Way, KeyWarps, Group>, views.in, plan.stages);
@@ -165,7 +165,7 @@ void launch_backward(const Platform& platform, const AttentionBackward<S>& call,
   if (call.source_count > 1 && call.sources[1].key != nullptr) map_blocks *= 2;
   platform.start("attention_backward_finish",
                  {dim3(grid_size(map_blocks + views.sums.blocks())), threads, plan.finish_bytes},
-                 attention_backward_finish_kernel<Device, Way, KeyWarps, Group>, views.in, views.sums, map_blocks);
+                 attention_backward_finish_kernel<Device, Way, KeyWarps>, views.in, views.sums, map_blocks);
 }
 
 template <class S, class Platform>

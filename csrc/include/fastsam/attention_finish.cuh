@@ -54,9 +54,9 @@ __device__ __forceinline__ void add_parts(const AttentionSums<T>& sums, int64_t 
   sum.out[i] = value;
 }
 
-template <class S, class Way, int KeyWarps, int Group>
+template <class S, class Way, int KeyWarps>
 class FinishBlock {
-  using Shape = BackwardShape<Way, KeyWarps, Group>;
+  using Shape = MapShape<Way, KeyWarps>;
   using Operand = typename Way::Operand;
   using T = typename Way::Accumulator;
   static constexpr int kRows = Shape::kRows, kPitch = Shape::kPitchSlots, kTiles = Shape::kMapTiles,
@@ -131,13 +131,13 @@ class FinishBlock {
 };
 
 // The first `map_blocks` blocks are tiles of the sources to which there is something to add.
-template <class S, class Way, int KeyWarps, int Group>
+template <class S, class Way, int KeyWarps>
 __global__ void __launch_bounds__(kAttentionThreads, 2)
     attention_backward_finish_kernel(AttentionBackwardArguments<S, Way> in,
                                      AttentionSums<typename Way::Accumulator> sums, int64_t map_blocks) {
   if constexpr (served_here<S, Way>()) {
     if (blockIdx.x < map_blocks) {
-      FinishBlock<S, Way, KeyWarps, Group>(in, blockIdx.x).run();
+      FinishBlock<S, Way, KeyWarps>(in, blockIdx.x).run();
     } else {
       add_parts(sums, blockIdx.x - map_blocks);
     }

@@ -15,14 +15,11 @@ int device_count();
 // Compute capability of a device; 0.0 when there is no such device.
 void compute_capability(int device, int* major, int* minor);
 
-// Compute capability, times ten, of the code that runs on the current device: of its machine code, or of the PTX that
-// the driver translates. 0 where nothing that was compiled runs there.
+// Compute capability, times ten, of the code that runs on the current device: that of the PTX of which its machine code
+// was made, by nvcc or by the driver. 0 where nothing that was compiled runs there.
 int code_capability();
 
 // Bytes of shared memory that a block may have on a device, with opt-in; 0 where there is no such device.
 int shared_bytes_of_block(int device);
-
-// Architectures the kernels were compiled for, each as 100 * major + 10 * minor, for example "750,800,860".
-const char* compiled_architectures();
 
 }  // namespace fastsam::cuda
