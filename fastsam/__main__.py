@@ -9,6 +9,8 @@ if __name__ == "__main__":
         from fastsam.tune import main
 
         main(sys.argv[2:])
+    elif sys.argv[1:] in (["-h"], ["--help"]):
+        print(__doc__)
     elif sys.argv[1:]:
         sys.exit(
             f"python -m fastsam: the command must be tune, or none to print what is installed, got {sys.argv[1]!r}"

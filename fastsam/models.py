@@ -37,6 +37,7 @@ from fastsam.modules import (
     _check,
 )
 from fastsam.modules.cms_blocks import checked_size
+from fastsam.modules.forecaster import cell_class
 
 
 class _PaperModel(Forecaster):
@@ -88,14 +89,40 @@ class SAConvLSTM(_PaperModel):
     cell_class = SAConvLSTMCell
 
 
-class Transplant(_PaperModel):
+class Transplant(Forecaster):
     """CE and SE around the cells of another model: a `Forecaster` of `TransplantCell`, whose arguments it takes.
 
-    For example Transplant(backbone="sa_convlstm", scales=None), with kernel_size and other arguments of the backbone.
-    SE wants maps of patches whose height and width every scale divides.
+    For example Transplant(backbone="sa_convlstm", scales=None), with kernel_size and other arguments of the backbone;
+    one that knows layer_norm has it unless False is given. SE wants maps of patches whose height and width every scale
+    divides.
     """
 
-    cell_class = TransplantCell
+    def __init__(
+        self,
+        in_channels: int = 1,
+        hidden_channels: Sequence[int] = (64, 64, 64, 64),
+        *,
+        backbone: str | type[RecurrentCell] = "convlstm",
+        patch_size: int = 4,
+        embed_channels: int | None = 64,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+        **cell_options: Any,
+    ) -> None:
+        backbone = cell_class("Transplant", "backbone", backbone)
+        if "layer_norm" in inspect.signature(backbone).parameters:
+            cell_options = {"layer_norm": True, **cell_options}
+        super().__init__(
+            TransplantCell,
+            in_channels,
+            hidden_channels,
+            patch_size=patch_size,
+            embed_channels=embed_channels,
+            backbone=backbone,
+            device=device,
+            dtype=dtype,
+            **cell_options,
+        )
 
 
 class CMSLSTM(Forecaster):

@@ -69,15 +69,21 @@ def test_cuda_part(monkeypatch: pytest.MonkeyPatch) -> None:
         driver_version=lambda: 12080,
         device_count=lambda: 2,
         compute_capability=lambda device: (8 + device, 6 * (1 - device)),
-        compiled_architectures=lambda: "750,860,1200",
+        architectures="7.5,8.6,12.0+PTX",
     )
     native = SimpleNamespace(cpu_isa=lambda: "avx2", cpu_isas=lambda: ["generic", "avx2"], cuda=cuda)
     monkeypatch.setattr(backends, "native_module", lambda: native)
     info = module.info()
-    assert info.cuda.architectures == ("7.5", "8.6", "12.0")
+    assert info.cuda.architectures == ("7.5", "8.6", "12.0+PTX")
     assert (info.cuda.runtime, info.cuda.driver, info.cuda.devices) == ("13.0", "12.8", ("8.6", "9.0"))
     assert "compute capability 0: 8.6, 1: 9.0" in str(info)
     assert "avx2 in use" in str(info)
+
+
+@pytest.mark.parametrize("option", ["-h", "--help"])
+def test_help(option: str) -> None:
+    result = subprocess.run([sys.executable, "-m", "fastsam", option], capture_output=True, text=True)
+    assert result.returncode == 0 and "tune" in result.stdout
 
 
 def test_command() -> None:

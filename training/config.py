@@ -1,7 +1,7 @@
 """Configuration: one dataclass a section, read by jsonargparse from YAML files and dotted command-line options."""
 
 import json
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any, Literal
 
 from jsonargparse.typing import ClosedUnitInterval, NonNegativeInt, PositiveInt, restricted_number_type
@@ -209,7 +209,13 @@ class Config:
 
     def plain(self) -> "Config":
         """The same with Python's own numbers for jsonargparse's restricted ones, which checkpoints must not hold."""
-        return Config(**{name: type(getattr(self, name))(**values) for name, values in self.as_dict().items()})
+        return Config.from_dict(self.as_dict())
+
+    @staticmethod
+    def from_dict(stored: dict[str, Any]) -> "Config":
+        """What `as_dict` returned, as a checkpoint keeps it."""
+        sections: dict[str, Any] = {part.name: part.default_factory for part in fields(Config)}
+        return Config(**{name: section(**stored[name]) for name, section in sections.items()})
 
 
 def model_config(stored: dict[str, Any]) -> ModelConfig:

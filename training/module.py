@@ -62,14 +62,16 @@ class ForecastModule(pl.LightningModule):
     As in PredRNN, the loss counts the predictions made while reading the input frames too, not only the future.
 
     Args:
-        config: the whole configuration; it is kept in every checkpoint.
+        config: the whole configuration, or what `Config.as_dict` made of it: so it is kept in every checkpoint, and
+            `ForecastModule.load_from_checkpoint` finds it there.
 
     Raises:
         InputError: if the model section is not usable, or not for frames of data.image_size.
     """
 
-    def __init__(self, config: Config) -> None:
+    def __init__(self, config: Config | dict[str, Any]) -> None:
         super().__init__()
+        config = config if isinstance(config, Config) else Config.from_dict(config)
         check_frames(config.model, config.data.image_size)
         self.config = config
         self.model = build_model(config.model)

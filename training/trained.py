@@ -1,6 +1,6 @@
 """A trained model on its device, as evaluation and pictures use it."""
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -58,10 +58,10 @@ class TrainedModel:
         trained_with = self.checkpoint["hyper_parameters"]["config"]
         return {
             **self.data.test_description,
-            "frames": f"{self.config.data.input_frames} read, {self.config.data.horizon} predicted",
+            "frames": _frames(asdict(self.config.data)),
             "checkpoint": str(self.path),
             "iterations": self.checkpoint["global_step"],
-            "trained on": trained_with["data"]["source"],
+            "trained on": f"{trained_with['data']['source']}, {_frames(trained_with['data'])}",
             "model": trained_with["model"],
             "parameters": sum(parameter.numel() for parameter in self.model.parameters()),
             "versions": report.versions(),
@@ -90,7 +90,16 @@ def load(config: Config) -> TrainedModel:
     if training.precision == "64-true":
         model = model.double()
     print(f"checkpoint {path}, iteration {checkpoint['global_step']}; {data.test_description['digits']}", flush=True)
+    trained_on, now = _frames(checkpoint["hyper_parameters"]["config"]["data"]), _frames(asdict(config.data))
+    if trained_on != now:
+        print(f"note: trained on {trained_on}; here on {now}", flush=True)
     return TrainedModel(config, path, checkpoint, model, data, fabric)
+
+
+def _frames(data: dict[str, Any]) -> str:
+    size, digits = data["image_size"], data["digits"]
+    of = f"{digits} digit{'' if digits == 1 else 's'} on {size}x{size} pixels"
+    return f"{data['input_frames']} read, {data['horizon']} predicted, {of}"
 
 
 def _check_source(path: Path, checkpoint: dict[str, Any], config: Config) -> None:

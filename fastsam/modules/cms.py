@@ -86,8 +86,8 @@ class CellWithBlocks(RecurrentCell):
         H_t, C_t, ... = cell(X^_t, H^_{t-1}, C_{t-1}, ...)
         H^_t, C^_t = SE(H_t, C_t)
 
-    H^_t is the output. Of the cell it is asked that its state is None or begins with h and c, that it returns a
-    NamedTuple as its state, and that its output is h; further maps of the state pass by the blocks.
+    H^_t is the output. Of the cell it is asked that its state, None or a tuple, begins with h and c, and that its
+    output is h; further maps of the state pass by the blocks.
 
     Submodules: `cell`, `context` and `expression`, the latter two None where they are left out.
 
@@ -140,9 +140,9 @@ class CellWithBlocks(RecurrentCell):
         h, after = self.cell(x, state, weights.cell)
         if self.expression is None:
             return h, after
-        h, c, *others = after
+        h, c, *others = self._checked(after, f"the new state of {type(self.cell).__name__}")
         h, c = self.expression(h, c, weights.expression)
-        return h, type(after)(h, c, *others)
+        return h, getattr(type(after), "_make", tuple)((h, c, *others))
 
     def attention_maps(
         self, x: Tensor, state: tuple[Tensor, ...] | None, points: Tensor | Sequence[Sequence[int]]
@@ -162,13 +162,17 @@ class CellWithBlocks(RecurrentCell):
             return x, state
         if state is None:  # zeros, which the gates of CE leave as they are
             return self.context(x)[0], None
+        x, h = self.context(x, self._checked(state, "state")[0])
+        return x, (h, *state[1:])
+
+    def _checked(self, state: Any, name: str) -> tuple[Tensor, ...]:
+        """A state of the cell inside. A map by itself would come apart into its samples."""
         if not isinstance(state, tuple | list) or len(state) < 2:
             got = f"{len(state)} of them" if isinstance(state, tuple | list) else type(state).__name__
             raise TypeError(
-                f"{type(self).__name__}: state must be None or a tuple of maps that begins with (h, c), got {got}"
+                f"{type(self).__name__}: {name} must be None or a tuple of maps that begins with (h, c), got {got}"
             )
-        x, h = self.context(x, state[0])
-        return x, (h, *state[1:])
+        return tuple(state)
 
 
 class CMSLSTMCell(CellWithBlocks):

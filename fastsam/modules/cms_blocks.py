@@ -226,6 +226,8 @@ class SpatiotemporalExpression(nn.Module):
     def _express(self, h: Tensor, c: Tensor, weights: ExpressionWeights) -> Tensor:
         """[Z_1; ...; Z_n], (B, n C, H, 2 W)."""
         height, width = h.shape[2:]
+        if torch.jit.is_tracing():  # there sizes are tensors, which the operator does not take
+            height, width = int(height), int(width)
         alternating = torch.cat([h, c], dim=3).reshape(-1, self.channels, 2 * height, width)
         attended = [
             self_attention(
@@ -283,7 +285,7 @@ def check_map(owner: str, x: Tensor, map_size: tuple[int, int] | None) -> None:
     if map_size is not None and (x.shape[2], x.shape[3]) != map_size:
         raise ValueError(
             f"{owner}: the map must be of {map_size[0]} x {map_size[1]}, the map_size of its norms, "
-            f"got {x.shape[2]} x {x.shape[3]}; map_size=None takes any size"
+            f"got {x.shape[2]} x {x.shape[3]}; map_size=None (of a whole model: frame_size=None) takes any size"
         )
 
 

@@ -111,7 +111,8 @@ class _MIMBlock(MemoryCell):
         if self.map_size is not None and tuple(x.shape[2:]) != self.map_size:
             raise ValueError(
                 f"{type(self).__name__}: x must be a map of {self.map_size[0]} x {self.map_size[1]}, the map_size of "
-                f"the peepholes, got {x.shape[2]} x {x.shape[3]}; map_size=None takes any size"
+                f"the peepholes, got {x.shape[2]} x {x.shape[3]}; map_size=None (of a whole model: frame_size=None) "
+                "takes any size"
             )
         return maps
 

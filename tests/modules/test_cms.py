@@ -1,5 +1,6 @@
 """CMS-LSTM, its blocks around other cells, and its published checkpoints, against the naive form."""
 
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -220,6 +221,48 @@ def test_blocks_go_around_a_cell_that_exists() -> None:
     wrapped.load_state_dict(made.state_dict())
     x, h, c = (value.float() for value in maps(3, 6, 6))
     torch.testing.assert_close(wrapped(x, (h, c)), made(x, ConvLSTMState(h, c)), rtol=0, atol=0)
+
+
+class PlainCell(RecurrentCell):
+    """A cell of one's own: no option but its kernel size, and a plain tuple for a state."""
+
+    def __init__(
+        self, in_channels: int, hidden_channels: int, kernel_size: int = 3, *, device: Any = None, dtype: Any = None
+    ) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(
+            in_channels + hidden_channels, hidden_channels, kernel_size, padding="same", device=device, dtype=dtype
+        )
+
+    def forward(self, x: Tensor, state: Any = None, weights: Any = None) -> Any:
+        h, c = state or 2 * (x.new_zeros(len(x), self.conv.out_channels, *x.shape[2:]),)
+        h = torch.tanh(self.conv(torch.cat([x, h], dim=1)) + c)
+        return h, (h, c + h)
+
+
+def test_transplants_into_a_cell_of_ones_own() -> None:
+    cell = randomised(TransplantCell(3, 6, backbone=PlainCell, scales=(1, 2)))
+    x, h, c = maps(3, 6, 6)
+    output, state = cell(x, (h, c))
+    embedded, after = cell.context(x, h)
+    expected = cell.expression(*cell.cell(embedded, (after, c))[1])
+    assert type(state) is tuple and output is state[0]
+    torch.testing.assert_close(state, tuple(expected), rtol=0, atol=0)
+    model = fastsam.Transplant(hidden_channels=(4, 4), embed_channels=None, backbone=PlainCell, scales=(1, 2))
+    model(torch.rand(1, 2, 1, 16, 16), 1).sum().backward()
+
+
+def test_models_with_windows_are_traced() -> None:
+    class NextFrame(fastsam.Transplant):
+        def forward(self, frames: Tensor) -> Tensor:  # type: ignore[override]
+            return super().forward(frames, 1)
+
+    model = NextFrame(hidden_channels=(4,), embed_channels=None, kernel_size=3, scales=(1, 2))
+    frames = torch.rand(2, 3, 1, 16, 24)
+    with torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # a trace is for one size
+        traced = torch.jit.trace(model, (frames,))
+        torch.testing.assert_close(traced(2 * frames), model(2 * frames))
 
 
 def test_attention_maps_are_those_of_the_cell_after_ce() -> None:

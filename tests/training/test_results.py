@@ -28,7 +28,9 @@ def test_evaluate(run: Run, trained: None, tmp_path: Path, capsys):
     report = json.loads((tmp_path / "run" / "report.json").read_text())
     facts, results = report["facts"], report["results"]
     assert facts["test seed"] == 8 and facts["sequences"] == 5 and "not MNIST" in facts["digits"]
-    assert facts["checkpoint"].endswith("best.ckpt") and facts["iterations"] == 4 and facts["trained on"] == "digits"
+    assert facts["checkpoint"].endswith("best.ckpt") and facts["iterations"] == 4
+    assert facts["frames"] == "3 read, 3 predicted, 2 digits on 32x32 pixels"
+    assert facts["trained on"] == f"digits, {facts['frames']}" and "note:" not in out
     assert facts["versions"].keys() >= {"torch", "python", "fastsam"}
     assert set(results) == {"sa_convlstm", "copy last frame"}
     for values in results.values():
@@ -40,6 +42,14 @@ def test_evaluate(run: Run, trained: None, tmp_path: Path, capsys):
     markdown = (tmp_path / "run" / "report.md").read_text()
     for text in (f"{results['sa_convlstm']['mean']['mse']:.2f}", "not MNIST"):
         assert text in markdown and text in out
+
+
+def test_other_frames_than_those_of_the_training_are_told(run: Run, trained: None, capsys):
+    capsys.readouterr()
+    assert run("evaluate", "--data.horizon=2", "--data.digits=1") == 0
+    trained_on, here = "3 read, 3 predicted, 2 digits", "3 read, 2 predicted, 1 digit"
+    told = f"note: trained on {trained_on} on 32x32 pixels; here on {here} on 32x32 pixels\n"
+    assert told in capsys.readouterr().out
 
 
 def test_baseline_in_the_report_is_the_copied_frame(run: Run, trained: None, tmp_path: Path):
@@ -59,7 +69,7 @@ def test_evaluate_on_mnist(run: Run, trained: None, tmp_path: Path, mnist: Path)
     assert run("evaluate", *options, "--data.source=mnist") == 0
     facts = json.loads((tmp_path / "out" / "report.json").read_text())["facts"]
     assert facts["digits"] == f"MNIST digits from {mnist}" and facts["test seed"] == 0
-    assert facts["trained on"] == "digits"
+    assert facts["trained on"].startswith("digits, 3 read")
 
 
 @pytest.mark.parametrize("command", ["evaluate", "predict"])

@@ -16,6 +16,7 @@ from tiny import TINY
 from torch.nn.functional import mse_loss
 
 import fastsam
+from training.checkpoints import load_model, read
 from training.cli import main
 from training.config import Config, TrainingConfig
 from training.module import ForecastModule, sampling_probability, truth_mask
@@ -192,6 +193,13 @@ def test_another_run_is_not_resumed(run: Run, capsys, trained: Path, option: str
 def test_resume_from_a_named_checkpoint(uninterrupted, run: Run, tmp_path: Path, trained: Path):
     assert run("fit", "--training.iterations=12", f"--training.resume={trained}") == 0
     assert losses(tmp_path / "run") == uninterrupted[4:]
+
+
+def test_a_checkpoint_is_loaded_in_python(trained: Path):
+    model = load_model(trained, read(trained))
+    assert isinstance(model, fastsam.SAConvLSTM) and not model.training
+    module, past = ForecastModule.load_from_checkpoint(trained), torch.rand(2, 3, 1, 32, 32)
+    torch.testing.assert_close(module(past), model(past, horizon=3), rtol=0, atol=0)
 
 
 def test_scheduled_sampling_falls_linearly():
