@@ -8,6 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 
+# PyTorch may ask for this, with which cuBLAS sums in a fixed order, in the deterministic mode that `poison` turns on.
+os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+
 # Where there is no card, Triton's kernels run in its interpreter; Triton reads this when it is imported.
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")

@@ -84,12 +84,17 @@ class NewestCheckpoints(ModelCheckpoint):
     """Checkpoints every so many steps and, unlike its parent, also after the last one.
 
     The files that a resumed run finds count, wherever they were written: Lightning knows them by their folder's name.
+    Of what it resumed from before it deletes nothing.
     """
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         super().on_train_start(trainer, pl_module)
-        found = {path: float(checkpoints.step_of(path)) for path in checkpoints.newest_first(Path(str(self.dirpath)))}
-        _remember(self, {path: step for path, step in found.items() if step <= trainer.global_step})
+        found = checkpoints.newest_first(Path(str(self.dirpath)))
+        earlier = [path for path in found if checkpoints.step_of(path) <= trainer.global_step]
+        _remember(self, {path: float(checkpoints.step_of(path)) for path in earlier[: self.save_top_k]})
+        for path in earlier[self.save_top_k :]:
+            if trainer.is_global_zero:
+                path.unlink(missing_ok=True)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if self._last_global_step_saved != trainer.global_step:

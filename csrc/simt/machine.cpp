@@ -161,7 +161,7 @@ void Machine::sync_block(Site site) {
   if (!barrier.waiting.empty()) {
     const int other = barrier.waiting.front();
     const Site there = thread_[other].site;
-    if (there.line != site.line || std::strcmp(there.file, site.file) != 0) {
+    if (!is_same(there, site)) {
       fail(site,
            std::string("divergent barrier: is at this ") + kSyncBlock + ", but thread " + block_thread_name(other) +
                " waits at the one of " + text(there),
@@ -226,9 +226,22 @@ Machine::Gathering& Machine::find_gathering(const char* operation, uint32_t mask
   return gathering;
 }
 
-void Machine::gather(const char* operation, uint32_t mask, void* payload, void (*combine)(Lanes&), Site site) {
+void Machine::check_place(const Gathering& gathering, Site site) {
+  if (gathering.arrived == 0) return;
+  const int other = __builtin_ctz(gathering.arrived);
+  const Site there = gathering.lanes.site[other];
+  if (is_same(there, site)) return;
+  fail(site,
+       std::string("divergent warp: is at this ") + gathering.operation + ", but lane " + std::to_string(other) +
+           " waits at the one of " + text(there),
+       running_);
+}
+
+void Machine::gather(const char* operation, uint32_t mask, void* payload, void (*combine)(Lanes&), Site site,
+                     bool one_place) {
   check_mask(operation, mask, site);
   Gathering& gathering = find_gathering(operation, mask, site);
+  if (one_place) check_place(gathering, site);
   const int lane = running_ % kWarpSize;
   gathering.arrived |= 1u << lane;
   gathering.lanes.payload[lane] = payload;
@@ -322,8 +335,8 @@ void fail(Site site, const std::string& what, int thread) { machine.fail(site, w
 void sync_block(Site site) { machine.sync_block(site); }
 void sync_named(int id, int threads, Site site) { machine.sync_named(id, threads, site); }
 
-void gather(const char* operation, uint32_t mask, void* payload, void (*combine)(Lanes&), Site site) {
-  machine.gather(operation, mask, payload, combine, site);
+void gather(const char* operation, uint32_t mask, void* payload, void (*combine)(Lanes&), Site site, bool one_place) {
+  machine.gather(operation, mask, payload, combine, site, one_place);
 }
 
 void sync_warp(uint32_t mask, Site site) {

@@ -31,7 +31,7 @@ class Machine {
                   const std::function<void()>& thread);
   void sync_block(Site site);
   void sync_named(int id, int threads, Site site);
-  void gather(const char* operation, uint32_t mask, void* payload, void (*combine)(Lanes&), Site site);
+  void gather(const char* operation, uint32_t mask, void* payload, void (*combine)(Lanes&), Site site, bool one_place);
   [[noreturn]] void fail(Site site, const std::string& what, int thread);
 
   int running() const { return running_; }
@@ -70,6 +70,7 @@ class Machine {
   void arrive(Barrier& barrier, const char* name, int threads, Site site);
   void check_mask(const char* operation, uint32_t mask, Site site);
   Gathering& find_gathering(const char* operation, uint32_t mask, Site site);
+  void check_place(const Gathering& gathering, Site site);
   [[noreturn]] void fail_stuck();
   std::string where(const Thread& thread) const;
   std::string block_thread_name(int thread) const { return thread_name(first_of_block() + thread); }

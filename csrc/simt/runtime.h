@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstdint>
+#include <cstring>
 #include <functional>
 #include <stdexcept>
 #include <string>
@@ -20,6 +21,7 @@ struct Site {
   const char* file;
   int line;
 };
+inline bool is_same(Site a, Site b) { return a.line == b.line && std::strcmp(a.file, b.file) == 0; }
 #define FASTSAM_HERE {__builtin_FILE(), __builtin_LINE()}
 
 // What a kernel did wrong: kernel, block, thread, memory object and index, what happened, source file and line.
@@ -54,8 +56,10 @@ struct Lanes {
 };
 
 // Waits until the lanes of `mask` have called this for the same operation, and lets one of them run `combine`, which
-// reads and writes everybody's payload. Does not order memory.
-void gather(const char* operation, uint32_t mask, void* payload, void (*combine)(Lanes&), Site site);
+// reads and writes everybody's payload. Does not order memory. one_place: the lanes must be at the same place of the
+// source, as PTX wants of the instructions that it calls aligned.
+void gather(const char* operation, uint32_t mask, void* payload, void (*combine)(Lanes&), Site site,
+            bool one_place = false);
 
 struct MemoryObject;
 

@@ -64,11 +64,12 @@ void load_matrices(uint32_t* matrix, int count, bool transposed, Pointer<T, Spac
     uint16_t values[8];
   };
   MatrixRow payload{{}, count, transposed, matrix};
+  check_address(row.template span<Row>(), "ldmatrix", site);  // 7.5 wants one of every lane
   if (lane_index() < 8 * count) {
     const Row values = read_as<Row>(row.template span<Row>(), site);
     std::memcpy(payload.values, values.values, sizeof values);
   }
-  gather("ldmatrix", kWholeWarp, &payload, share_matrices, site);
+  gather("ldmatrix", kWholeWarp, &payload, share_matrices, site, true);
 }
 
 // Element i of a fragment, from its registers.
@@ -112,7 +113,7 @@ void multiply_gathered(Lanes& lanes) {
 template <class Mma>
 void multiply_matrices(const char* name, float* c, const uint32_t* a, const uint32_t* b, Site site, ElementOf element) {
   Fragments payload{c, a, b, element};
-  gather(name, kWholeWarp, &payload, multiply_gathered<Mma>, site);
+  gather(name, kWholeWarp, &payload, multiply_gathered<Mma>, site, true);
 }
 
 }  // namespace fastsam::simt

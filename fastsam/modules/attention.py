@@ -166,7 +166,7 @@ class SAM(nn.Module):
 
     Submodules, all `torch.nn.Conv2d`: `query`, `key`, `value`, `memory_key`, `memory_value`, `fusion` (W_z),
     `depthwise` (no bias), `pointwise` (gate order i, g, o); with dense_gates, `gates` in the place of the latter two.
-    Their weights and biases are read, they are not called: forward hooks on them have no effect.
+    Except for `gates` they are not called, their weights and biases are read: forward hooks on them have no effect.
 
     Args:
         channels: C, channels of the hidden state and of the memory.

@@ -104,6 +104,10 @@ ORDER_FAULTS = [
         "barriers_of_two_kinds", "divergent barriers, all wait for ever: thread (0, 0, 0) at __syncthreads (", "__sync"
     ),
     Planted(
+        "two_matrix_loads", "divergent warp: is at this ldmatrix, but lane ", "ldmatrix<1>(matrix, tile + 8 * lane"
+    ),
+    Planted("matrix_load_without_address", "out-of-bounds 16-byte ldmatrix at tile[", "ldmatrix<1>(matrix, tile + ("),
+    Planted(
         "named_barrier_size", "named barrier 1 for 127 threads: must be a multiple of 32", "bar_sync(1, 128 - faulty);"
     ),
     Planted("named_barrier_number", "named barrier 16: 1 to 15 are free", "bar_sync(15 + faulty, 128);"),

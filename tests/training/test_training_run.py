@@ -114,6 +114,14 @@ def test_a_resumed_run_knows_its_best(run: Run, tmp_path: Path, monkeypatch: pyt
     assert checkpoints(folder) == ["step=00000008.ckpt", "step=00000012.ckpt", "step=00000016.ckpt"]
 
 
+def test_a_run_that_is_resumed_again_and_again_keeps_few_checkpoints(run: Run, tmp_path: Path):
+    for iterations in (4, 12, 24, 36):
+        assert run("fit", f"--training.iterations={iterations}") == 0
+        # The one that a run resumed from stays until the next.
+        assert len(checkpoints(tmp_path / "run")) <= 4
+    assert checkpoints(tmp_path / "run")[1:] == ["step=00000028.ckpt", "step=00000032.ckpt", "step=00000036.ckpt"]
+
+
 def test_damaged_newest_checkpoint_falls_back_to_the_one_before(uninterrupted, run: Run, tmp_path: Path, capsys):
     assert run("fit", "--training.iterations=8") == 0
     newest = tmp_path / "run" / "checkpoints" / "step=00000008.ckpt"

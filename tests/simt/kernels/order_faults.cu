@@ -160,6 +160,31 @@ __global__ void barriers_of_two_kinds(Global<const float> x, Global<float> y, in
   }
 }
 
+__global__ void two_matrix_loads(Global<const float> x, Global<float> y, int faulty) {
+  FASTSAM_SHARED(uint16_t, tile, 4 * kThreads);
+  const int i = threadIdx.x, lane = i % 32;
+  y[i] = x[i];
+  for (int k = 0; k < 4; ++k) tile[4 * i + k] = 0;
+  __syncthreads();
+  uint32_t matrix[1];
+  if (faulty && lane < 16) {
+    ldmatrix<1>(matrix, tile + 8 * lane);  // of the lower lanes
+  } else {
+    ldmatrix<1>(matrix, tile + 8 * lane);
+  }
+  y[i] += static_cast<float>(matrix[0]);
+}
+
+__global__ void matrix_load_without_address(Global<const float> x, Global<float> y, int faulty) {
+  FASTSAM_SHARED(uint16_t, tile, 4 * kThreads);
+  const int i = threadIdx.x, lane = i % 32;
+  for (int k = 0; k < 4; ++k) tile[4 * i + k] = 0;
+  __syncthreads();
+  uint32_t matrix[1];
+  ldmatrix<1>(matrix, tile + (faulty ? 8 * i : 8 * lane));
+  y[i] = x[i] + static_cast<float>(matrix[0]);
+}
+
 __global__ void named_barrier_size(Global<const float> x, Global<float> y, int faulty) {
   y[threadIdx.x] = x[threadIdx.x];
   bar_sync(1, 128 - faulty);
@@ -295,6 +320,8 @@ KERNEL(order_by_two_barriers, 1)
 KERNEL(returned_before_barrier, 1)
 KERNEL(two_barriers, 1)
 KERNEL(barriers_of_two_kinds, 1)
+KERNEL(two_matrix_loads, 1)
+KERNEL(matrix_load_without_address, 1)
 KERNEL(named_barrier_size, 1)
 KERNEL(named_barrier_number, 1)
 KERNEL(shuffle_without_returned_lane, 1)
