@@ -7,6 +7,7 @@ everything, and naming any other back end forces it: a call that it cannot serve
 import contextlib
 import functools
 import importlib
+import math
 import os
 import shutil
 import sysconfig
@@ -226,11 +227,11 @@ def _index(device: torch.device) -> int:
     return torch.cuda.current_device() if device.index is None else device.index
 
 
-def _most_channels(operator: str, dtype: torch.dtype) -> int | None:
-    """Channels for which every card has the shared memory that an operator's kernels need; None for any number."""
-    if operator not in ("double_attention", "self_attention"):
-        return None
-    return 64 if dtype == torch.float64 else 128
+def _most_channels(name: str, operator: str, dtype: torch.dtype) -> float:
+    """Channels for which every card has the shared memory that a back end's kernels need."""
+    if operator in ("double_attention", "self_attention"):
+        return 64 if dtype == torch.float64 else 128
+    return 256 if operator == "separable_gates" and name == "triton" else math.inf
 
 
 def choose(operator: str, like: Tensor, channels: int | None = None) -> str:
@@ -266,9 +267,11 @@ def explain(
     serving = [name for name, reason in reasons.items() if reason is None]
     if not serving:
         return "eager", "; ".join(f"{name}: {reason}" for name, reason in reasons.items())
-    most = _most_channels(operator, dtype)
-    if most is not None and channels > most:
-        return "eager", f"beyond {most} channels not every card has room; {' and '.join(serving)} can be named"
+    most = {name: _most_channels(name, operator, dtype) for name in serving}
+    if channels > max(most.values()):
+        reason = f"beyond {max(most.values())} channels not every card has room"
+        return "eager", f"{reason}; {' and '.join(serving)} can be named"
+    serving = [name for name in serving if channels <= most[name]]
     order, source = fastest.order(_index(device), operator, dtype, positions)
     if not order:
         return "eager", f"{' and '.join(serving)} can be named; {source}"

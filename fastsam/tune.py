@@ -316,7 +316,12 @@ def main(arguments: Sequence[str]) -> None:
         works = _of_command_line(options)
     except (TypeError, ValueError) as error:
         parser.error(str(error))
-    tune(works, options.file or configurations.user_file(), device, again=options.again)
+    file = options.file or configurations.user_file()
+    try:
+        _add(file, {})
+    except (OSError, ValueError) as error:
+        parser.error(f"{file} cannot be written ({error}): name another with --file or FASTSAM_CACHE")
+    tune(works, file, device, again=options.again)
 
 
 def _parser() -> argparse.ArgumentParser:

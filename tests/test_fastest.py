@@ -162,3 +162,8 @@ def test_auto_goes_no_further_than_every_card_has_room(measured, card):
     name, reason = backends.explain("double_attention", device, torch.float64, 4096, 65)
     assert name == "eager" and reason == "beyond 64 channels not every card has room; cuda and triton can be named"
     assert backends.explain("separable_gates", device, torch.float64, 4096, 1024)[0] == "cuda"
+    measured.write_text("8.6 separable_gates tf32 4096 triton,cuda ampere.json\n")
+    fastest.table.cache_clear()
+    fastest._order.cache_clear()
+    chosen = [backends.explain("separable_gates", device, torch.float32, 4096, channels)[0] for channels in (256, 257)]
+    assert chosen == ["triton", "cuda"]

@@ -52,7 +52,7 @@ def _launches_of(module: Any, call: Callable[[], Any]) -> list[_Launch]:
 
 
 def _case(name: str, launch: _Launch) -> Case:
-    """The types that Triton would find at this call, and which arguments are multiples of 16."""
+    """The types that Triton would find at this call, and which arguments are multiples of 16; 1 is a constant."""
     constants, attributes, types = dict(launch.constants), {}, {}
     warps, stages = constants.pop("num_warps", 4), constants.pop("num_stages", 3)
     for index, (parameter, value) in enumerate(zip(launch.kernel.arg_names, launch.arguments, strict=False)):
@@ -60,6 +60,8 @@ def _case(name: str, launch: _Launch) -> Case:
             constants[parameter] = None
         elif isinstance(value, float):
             types[parameter] = "fp32"
+        elif not isinstance(value, Tensor) and value == 1 and parameter not in launch.kernel.do_not_specialize:
+            constants[parameter] = 1
         else:
             types[parameter] = POINTERS[value.dtype] if isinstance(value, Tensor) else "i32"
             if isinstance(value, Tensor) or (value % 16 == 0 and parameter not in launch.kernel.do_not_specialize):

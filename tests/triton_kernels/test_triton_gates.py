@@ -12,10 +12,12 @@ from checks import assert_accurate, evaluate
 from on_device import DEVICE, make
 from torch import Tensor
 
+import fastsam
+
 pytest.importorskip("triton")
 
 from fastsam.ops._gates import triton as gates
-from fastsam.ops._triton.configurations import forced, recorded
+from fastsam.ops._triton.configurations import DoesNotFitError, forced, recorded
 from fastsam.ops.separable_gates import triton as separable_gates
 
 pytestmark = pytest.mark.usefixtures("triton_backend")
@@ -81,6 +83,13 @@ def test_float16(poison, variant):
 def test_separable_gates_of_several_blocks_of_channels(poison, channels, z, kernel):
     options = {"channels": channels, "z": z, "kernel": kernel, "size": (3, 4), "dtype": torch.float32}
     assert_accurate("separable_gates", _draws("separable_gates", batch=1, **options))
+
+
+def test_separable_gates_of_more_channels_than_there_are_tiles_for():
+    arguments = make("separable_gates", batch=1, channels=257, size=(2, 2), kernel=3, dtype=torch.float32)
+    message = r"fastsam\.separable_gates: .* up to 256 channels, these maps have 257; .*backend\(\"eager\"\)"
+    with pytest.raises(DoesNotFitError, match=message):
+        fastsam.ops.separable_gates(**arguments)
 
 
 def test_separable_gates_with_a_filter_larger_than_its_sums(poison):

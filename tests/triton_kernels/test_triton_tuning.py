@@ -377,6 +377,15 @@ def test_a_model_that_does_not_take_its_options(monkeypatch, capsys):
     assert "scale_count" in capsys.readouterr().err
 
 
+def test_a_file_that_cannot_be_written_is_told_before_anything_is_measured(monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(backends, "unsupported", lambda *_: None)
+    monkeypatch.setattr(tune, "tune", lambda *_, **__: pytest.fail("measures"))
+    (tmp_path / "file").write_text("")
+    with pytest.raises(SystemExit):
+        tune.main(["--file", str(tmp_path / "file" / "triton.json")])
+    assert "name another with --file or FASTSAM_CACHE" in capsys.readouterr().err
+
+
 def works_of(*arguments: str) -> list[str]:
     return [f"{work.kind}: {work.name}" for work in tune._of_command_line(tune._parser().parse_args(arguments))]
 

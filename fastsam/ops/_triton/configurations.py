@@ -50,8 +50,8 @@ _fitting: dict[str, Configuration] = {}
 
 def user_file() -> Path:
     """Where the results of tuning on this machine are kept: FASTSAM_CACHE, or .cache/fastsam in the home folder."""
-    folder = os.environ.get("FASTSAM_CACHE") or os.path.expanduser("~/.cache/fastsam")
-    return Path(folder) / "triton.json"
+    folder = os.environ.get("FASTSAM_CACHE") or "~/.cache/fastsam"
+    return Path(os.path.expanduser(folder)) / "triton.json"
 
 
 def configuration(
@@ -162,7 +162,7 @@ def read(file: Path) -> dict[str, Any]:
         results = json.loads(file.read_text(encoding="utf-8"))
     except OSError:
         return {}
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"fastsam: {file} is not JSON in UTF-8 ({error}); delete it") from None
     if not isinstance(results, dict):
         raise ValueError(f"fastsam: {file} must hold an object of tuning results; delete it")

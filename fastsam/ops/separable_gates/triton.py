@@ -7,10 +7,13 @@ import torch
 from torch import Tensor
 
 from fastsam.ops._native import dense, new_map, weights
-from fastsam.ops._triton.configurations import Configuration, distinct, launched
+from fastsam.ops._triton.configurations import Configuration, DoesNotFitError, distinct, launched
 from fastsam.ops._triton.launch import ceil_div, padded, precision, run, strides
 from fastsam.ops.separable_gates.triton_backward import backward_kernel, products_kernel, sum_of_parts_kernel
 from fastsam.ops.separable_gates.triton_forward import forward_kernel
+
+MOST_CHANNELS = 256
+"""A program of the backward pass has the gates of all channels of its positions."""
 
 _PARTS = 64  # of all positions, where there are enough: with 6 tiles of dpointwise, 384 programs for its products
 _LEAST_TILES_A_PART = 4
@@ -88,8 +91,17 @@ def _on_tensor_cores(like: Tensor, constants: dict[str, Any]) -> bool:
 
 
 def forward(*arguments: Tensor | None) -> tuple[Tensor, Tensor]:
-    """h_hat and m_new of z, h, m, depthwise, pointwise and bias."""
+    """h_hat and m_new of z, h, m, depthwise, pointwise and bias.
+
+    Raises:
+        DoesNotFitError: more than 256 channels, or no room for any tiles on this card.
+    """
     z, h, m, depthwise, pointwise, bias = _readable(arguments)  # type: ignore[arg-type]
+    if h.shape[1] > MOST_CHANNELS:
+        raise DoesNotFitError(
+            f"fastsam.separable_gates: the Triton kernels have tiles for up to {MOST_CHANNELS} channels, these maps "
+            f'have {h.shape[1]}; use another back end: `with fastsam.backend("eager"):`'
+        )
     h_hat, m_new = new_map(h, h.shape[1]), new_map(h, h.shape[1])
     if h.numel() == 0:
         return h_hat, m_new
