@@ -46,6 +46,12 @@ class PredRNN(ZigzagForecaster):
         )
 
 
+def _check_not_given(model: str, options: dict[str, Any], *names: str) -> None:
+    for name in names:
+        if name in options:
+            raise TypeError(f"{model}: it has no argument {name!r}, which is part of what the model is")
+
+
 class TransplantPredRNN(ZigzagForecaster):
     """PredRNN with CE and SE around its cells: `TransplantCell` on `STLSTMCell`, whose arguments it takes.
 
@@ -62,6 +68,7 @@ class TransplantPredRNN(ZigzagForecaster):
         layer_norm: bool = True,
         **options: Any,
     ) -> None:
+        _check_not_given("TransplantPredRNN", options, "backbone")
         super().__init__(
             TransplantCell,
             in_channels,
@@ -108,6 +115,9 @@ class MIM(MIMForecaster):
         layer_norm: bool = True,
         **options: Any,
     ) -> None:
+        if "map_size" in options:
+            raise TypeError(f"{type(self).__name__}: it has no argument 'map_size', which it computes from frame_size")
+        _check_not_given(type(self).__name__, options, "causal")
         frame = checked_size(type(self).__name__, "frame_size", frame_size)
         p = _check.positive_int(type(self).__name__, "patch_size", patch_size)
         super().__init__(

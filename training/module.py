@@ -24,7 +24,8 @@ def build_model(config: ModelConfig, channels: int = 1) -> torch.nn.Module:
     try:
         return fastsam.build(config.name, **config.arguments(), in_channels=channels)
     except (TypeError, ValueError) as error:
-        raise InputError(f"model {config.name}: {error}") from error
+        hint = "; null leaves a setting to the model" if isinstance(error, TypeError) else ""
+        raise InputError(f"model {config.name}: {error}{hint}") from error
 
 
 @torch.no_grad()

@@ -42,7 +42,8 @@ def cms_lstm(state_dict: Mapping[str, Tensor], *, patch_size: int = 4) -> dict[s
     if there is one; the one of the result is zero. Tensors that need no permutation are not copied.
 
     Args:
-        state_dict: what the published model's `state_dict()` returns; its checkpoint files hold it as "state_dict".
+        state_dict: what the published model's `state_dict()` returns; its checkpoint files hold it as "state_dict". The
+            names may begin with "module.", as those of a model in DataParallel do.
         patch_size: p of the published model.
 
     Returns:
@@ -55,6 +56,8 @@ def cms_lstm(state_dict: Mapping[str, Tensor], *, patch_size: int = 4) -> dict[s
     if not isinstance(state_dict, Mapping):
         raise TypeError(f"cms_lstm: state_dict must be a mapping of names to tensors, got {type(state_dict).__name__}")
     _check.positive_int("cms_lstm", "patch_size", patch_size)
+    if all(str(name).startswith("module.") for name in state_dict):
+        state_dict = {name.removeprefix("module."): value for name, value in state_dict.items()}
     names = _names(_indices(state_dict, r"lstm\.(\d+)\."), _indices(state_dict, r"lstm\.\d+\.SEBlock\.stages\.(\d+)\."))
     _check_names(state_dict, names)
     converted = {new: state_dict[old] for old, new in names.items()}

@@ -116,6 +116,13 @@ def test_the_published_model_has_the_shapes_of_the_default_one() -> None:
         fastsam.CMSLSTM(device="meta").load_state_dict(cms_lstm(published), assign=True)
 
 
+def test_names_of_a_model_in_data_parallel() -> None:
+    published = naive(layers=1)
+    expected, actual = (cms_lstm(of.state_dict(), patch_size=2) for of in (published, nn.DataParallel(published)))
+    assert actual.keys() == expected.keys()
+    assert all(torch.equal(actual[name], expected[name]) for name in actual)
+
+
 def test_the_unused_gammas_may_be_absent() -> None:
     published = naive(layers=1).state_dict()
     expected = cms_lstm(published, patch_size=2)

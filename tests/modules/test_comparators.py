@@ -292,6 +292,13 @@ ERRORS: list[tuple[Callable[[], Any], type[Exception], str]] = [
     (lambda: E3DLSTMCell(3, 4)(X), ValueError, r"E3DLSTMCell: x must have shape \(B, 3, D, H, W\)"),
     (lambda: WindowCell(E3DLSTMCell(3, 4), 2)(X, (X,)), TypeError, r"WindowCell: state must be .* got 1 of them"),
     (
+        lambda: MIM(map_size=(16, 16)),
+        TypeError,
+        "MIM: it has no argument 'map_size', which it computes from frame_size",
+    ),
+    (lambda: MIMStar(causal=False), TypeError, "MIMStar: it has no argument 'causal', which is part of what the"),
+    (lambda: TransplantPredRNN(backbone="convlstm"), TypeError, "TransplantPredRNN: it has no argument 'backbone'"),
+    (
         lambda: Forecaster(STLSTMCell, **SIZES),
         TypeError,
         "^Forecaster: STLSTMCell reads the memory of the layer below, .* use fastsam.PredRNN, or .*TransplantPredRNN",

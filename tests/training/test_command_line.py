@@ -30,7 +30,7 @@ BAD_OPTIONS = [
     ('--model.options={"dtype":"half"}', "model.options must not hold 'dtype'"),
     ('--model.options={"links":5}', "model sa_convlstm: SAConvLSTMCell has no option 'links'; it takes kernel_size,"),
     ('--model.name=memory --model.options={"use_attention":true}', "use_attention is what makes the rows differ"),
-    ("--model.name=predrnn --model.attention_channels=2", "STLSTMCell has no option 'attention_channels'"),
+    ("--model.name=predrnn --model.attention_channels=2", "bias, shared_input; null leaves a setting to the model"),
     ("--model.name=cms_lstm --model.layer_norm=true", "model cms_lstm: CMSLSTM.__init__() got an unexpected keyword"),
     ("--model.name=traj_gru --model.layer_norm=false", "model traj_gru: TrajGRUCell has no option 'layer_norm'"),
     ("--model.name=mim --model.hidden_channels=[8]", "at least two layers"),
