@@ -189,8 +189,8 @@ class BuildNative(build_ext):
         libraries = cuda.runtime_libraries(nvcc)
         files = sources("csrc/cuda", "*.cu")
         names = [str(architecture) for architecture in architectures]
-        # Two files, of the attention, take more than half of the time: the jobs work on one each, for one architecture
-        # each.
+        # Two files, of the attention, take more than half of the time: the jobs work on one each, and each of them for
+        # one architecture, or family of architectures.
         files_at_a_time = min(2, self.settings.jobs)
 
         def compile_one(source: str) -> str:

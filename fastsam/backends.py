@@ -228,7 +228,7 @@ def _index(device: torch.device) -> int:
 
 
 def _most_channels(name: str, operator: str, dtype: torch.dtype) -> float:
-    """Channels for which every card has the shared memory that a back end's kernels need."""
+    """Channels for which every card has the shared memory that a back end's kernels need, or for which it has tiles."""
     if operator in ("double_attention", "self_attention"):
         return 64 if dtype == torch.float64 else 128
     return 256 if operator == "separable_gates" and name == "triton" else math.inf
@@ -269,6 +269,8 @@ def explain(
         return "eager", "; ".join(f"{name}: {reason}" for name, reason in reasons.items())
     most = {name: _most_channels(name, operator, dtype) for name in serving}
     if channels > max(most.values()):
+        if operator == "separable_gates":
+            return "eager", f"triton has tiles for up to {max(most.values())} channels"
         reason = f"beyond {max(most.values())} channels not every card has room"
         return "eager", f"{reason}; {' and '.join(serving)} can be named"
     serving = [name for name in serving if channels <= most[name]]

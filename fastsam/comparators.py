@@ -46,10 +46,9 @@ class PredRNN(ZigzagForecaster):
         )
 
 
-def _check_not_given(model: str, options: dict[str, Any], *names: str) -> None:
-    for name in names:
-        if name in options:
-            raise TypeError(f"{model}: it has no argument {name!r}, which is part of what the model is")
+def _check_not_given(model: str, options: dict[str, Any], name: str) -> None:
+    if name in options:
+        raise TypeError(f"{model}: it has no argument {name!r}, which is part of what the model is")
 
 
 class TransplantPredRNN(ZigzagForecaster):

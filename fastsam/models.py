@@ -37,7 +37,7 @@ from fastsam.modules import (
     _check,
 )
 from fastsam.modules.cms_blocks import checked_size
-from fastsam.modules.forecaster import cell_class
+from fastsam.modules.forecaster import cell_class as checked_cell
 
 
 class _PaperModel(Forecaster):
@@ -109,7 +109,7 @@ class Transplant(Forecaster):
         dtype: torch.dtype | None = None,
         **cell_options: Any,
     ) -> None:
-        backbone = cell_class("Transplant", "backbone", backbone)
+        backbone = checked_cell("Transplant", "backbone", backbone)
         if "layer_norm" in inspect.signature(backbone).parameters:
             cell_options = {"layer_norm": True, **cell_options}
         super().__init__(

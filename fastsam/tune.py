@@ -107,6 +107,13 @@ def _add(file: Path, found: dict[str, Configuration]) -> None:
         unfinished.replace(file)
 
 
+def _try(file: Path) -> None:
+    """Read the file, if there is one, and write it as it is; OSError or ValueError where that fails."""
+    if file.exists():
+        file.read_bytes()
+    _add(file, {})
+
+
 @contextlib.contextmanager
 def _alone(lock: Path) -> Iterator[None]:
     """One program at a time is inside, on systems and file systems that have locks."""
@@ -318,9 +325,11 @@ def main(arguments: Sequence[str]) -> None:
         parser.error(str(error))
     file = options.file or configurations.user_file()
     try:
-        _add(file, {})
-    except (OSError, ValueError) as error:
-        parser.error(f"{file} cannot be written ({error}): name another with --file or FASTSAM_CACHE")
+        _try(file)
+    except OSError as error:
+        parser.error(f"{file} cannot be read and written ({error}): name another with --file or FASTSAM_CACHE")
+    except ValueError as error:
+        parser.error(str(error))
     tune(works, file, device, again=options.again)
 
 

@@ -167,3 +167,6 @@ def test_auto_goes_no_further_than_every_card_has_room(measured, card):
     fastest._order.cache_clear()
     chosen = [backends.explain("separable_gates", device, torch.float32, 4096, channels)[0] for channels in (256, 257)]
     assert chosen == ["triton", "cuda"]
+    card["cuda"] = "it was not built"
+    name, reason = backends.explain("separable_gates", device, torch.float32, 4096, 257)
+    assert (name, reason) == ("eager", "triton has tiles for up to 256 channels")

@@ -83,13 +83,17 @@ class IterationBar(TQDMProgressBar):
 class NewestCheckpoints(ModelCheckpoint):
     """Checkpoints every so many steps and, unlike its parent, also after the last one.
 
-    The files that a resumed run finds count, wherever they were written: Lightning knows them by their folder's name.
-    Of what it resumed from before it deletes nothing.
+    In a run that resumes from one of its folder's files all of them count, wherever they were written: Lightning knows
+    them by their folder's name. Lightning never deletes the one that a run resumed from; the next resume does, beyond
+    the newest three.
     """
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         super().on_train_start(trainer, pl_module)
-        found = checkpoints.newest_first(Path(str(self.dirpath)))
+        folder = Path(str(self.dirpath))
+        if trainer.ckpt_path is None or not Path(trainer.ckpt_path).resolve().is_relative_to(folder.resolve()):
+            return
+        found = checkpoints.newest_first(folder)
         earlier = [path for path in found if checkpoints.step_of(path) <= trainer.global_step]
         _remember(self, {path: float(checkpoints.step_of(path)) for path in earlier[: self.save_top_k]})
         for path in earlier[self.save_top_k :]:
@@ -110,22 +114,28 @@ class BestCheckpoint(ModelCheckpoint):
     the validation of its step, and Lightning takes no score from a folder that was moved.
     """
 
+    @property
+    def state_key(self) -> str:
+        """Its name in checkpoints, which is that of the parent: so it was before it had a class of its own."""
+        return super().state_key.replace(type(self).__name__, ModelCheckpoint.__name__, 1)
+
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         super().on_train_start(trainer, pl_module)
         path = Path(str(self.dirpath), f"{self.filename}.ckpt")
         try:
             saved = checkpoints.read(path)
-        except InputError:  # there is none, or none that can be read: the next validation is the best
+            checkpoints.check_same_run(path, saved, pl_module.config)
+        except InputError:  # there is none of this run that can be read: the next validation is the best
             _remember(self, {})
             return
-        score = saved["callbacks"].get(self.state_key, {}).get("best_model_score")
+        score = saved.get("callbacks", {}).get(self.state_key, {}).get("best_model_score")
         if score is not None and saved["global_step"] <= trainer.global_step:
             _remember(self, {path: float(score)})
 
 
 def _remember(callback: ModelCheckpoint, scores: dict[Path, float]) -> None:
-    """Make the callback believe that it has written these files, of these scores: all that there are of its own."""
-    models = {str(path): torch.tensor(score) for path, score in scores.items()}
+    """Make the callback believe that it has written these files, of these scores, and no others."""
+    models = {str(path): torch.tensor(score, dtype=torch.float64) for path, score in scores.items()}
     ranked = sorted(models, key=lambda name: float(models[name]), reverse=callback.mode == "max")
     callback.best_k_models = models
     callback.best_model_path = ranked[0] if ranked else ""

@@ -213,9 +213,16 @@ class Config:
 
     @staticmethod
     def from_dict(stored: dict[str, Any]) -> "Config":
-        """What `as_dict` returned, as a checkpoint keeps it."""
+        """What `as_dict` returned, as a checkpoint keeps it.
+
+        Raises:
+            InputError: if it has other keys than this version's.
+        """
         sections: dict[str, Any] = {part.name: part.default_factory for part in fields(Config)}
-        return Config(**{name: section(**stored[name]) for name, section in sections.items()})
+        try:
+            return Config(**{name: section(**stored[name]) for name, section in sections.items()})
+        except (KeyError, TypeError) as error:
+            raise InputError(f"the checkpoint's configuration does not fit this version: {error}") from error
 
 
 def model_config(stored: dict[str, Any]) -> ModelConfig:

@@ -24,7 +24,7 @@ def build_model(config: ModelConfig, channels: int = 1) -> torch.nn.Module:
     try:
         return fastsam.build(config.name, **config.arguments(), in_channels=channels)
     except (TypeError, ValueError) as error:
-        hint = "; null leaves a setting to the model" if isinstance(error, TypeError) else ""
+        hint = "; null leaves a setting to the model" if "option" in str(error) and not config.options else ""
         raise InputError(f"model {config.name}: {error}{hint}") from error
 
 

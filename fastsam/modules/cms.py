@@ -140,8 +140,9 @@ class CellWithBlocks(RecurrentCell):
         h, after = self.cell(x, state, weights.cell)
         if self.expression is None:
             return h, after
-        h, c, *others = self._checked(after, f"the new state of {type(self.cell).__name__}")
+        h, c, *others = self._checked(after, f"the new state of {type(self.cell).__name__} must be")
         h, c = self.expression(h, c, weights.expression)
+        # A NamedTuple is not made of one tuple, as others are.
         return h, getattr(type(after), "_make", tuple)((h, c, *others))
 
     def attention_maps(
@@ -162,16 +163,14 @@ class CellWithBlocks(RecurrentCell):
             return x, state
         if state is None:  # zeros, which the gates of CE leave as they are
             return self.context(x)[0], None
-        x, h = self.context(x, self._checked(state, "state")[0])
+        x, h = self.context(x, self._checked(state, "state must be None or")[0])
         return x, (h, *state[1:])
 
-    def _checked(self, state: Any, name: str) -> tuple[Tensor, ...]:
+    def _checked(self, state: Any, must_be: str) -> tuple[Tensor, ...]:
         """A state of the cell inside. A map by itself would come apart into its samples."""
         if not isinstance(state, tuple | list) or len(state) < 2:
             got = f"{len(state)} of them" if isinstance(state, tuple | list) else type(state).__name__
-            raise TypeError(
-                f"{type(self).__name__}: {name} must be None or a tuple of maps that begins with (h, c), got {got}"
-            )
+            raise TypeError(f"{type(self).__name__}: {must_be} a tuple of maps that begins with (h, c), got {got}")
         return tuple(state)
 
 

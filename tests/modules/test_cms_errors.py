@@ -89,7 +89,7 @@ BAD_ARGUMENTS: list[Bad] = [
     (
         lambda: TransplantCell(3, 6, backbone=fastsam.modules.TrajGRUCell, scales=(1,))(torch.zeros(2, 3, 4, 4)),
         TypeError,
-        r"TransplantCell: the new state of TrajGRUCell must be None or a tuple of maps that begins with \(h, c\), got",
+        r"TransplantCell: the new state of TrajGRUCell must be a tuple of maps that begins with \(h, c\), got",
     ),
     (lambda: TransplantCell(3, 6, use_context=1), TypeError, "TransplantCell: use_context must be True or False"),
     (lambda: fastsam.CMSLSTM(frame_size=64), TypeError, r"CMSLSTM: frame_size must be .* \(height, width\), got 64"),

@@ -110,7 +110,10 @@ def test_a_resumed_run_knows_its_best(run: Run, tmp_path: Path, monkeypatch: pyt
     if change == "damaged":
         best.write_bytes(b"")
     assert run("fit", "--training.iterations=16", f"--training.run_dir={folder}") == 0
-    assert torch.load(best, weights_only=True)["global_step"] == (12 if change == "damaged" else 8)
+    kept = torch.load(best, weights_only=True)
+    assert kept["global_step"] == (12 if change == "damaged" else 8)
+    # The name by which Lightning finds its state in checkpoints that are older than its class.
+    assert any(re.match(r"ModelCheckpoint\{'monitor': 'validation_mse'", name) for name in kept["callbacks"])
     assert checkpoints(folder) == ["step=00000008.ckpt", "step=00000012.ckpt", "step=00000016.ckpt"]
 
 
@@ -120,6 +123,17 @@ def test_a_run_that_is_resumed_again_and_again_keeps_few_checkpoints(run: Run, t
         # The one that a run resumed from stays until the next.
         assert len(checkpoints(tmp_path / "run")) <= 4
     assert checkpoints(tmp_path / "run")[1:] == ["step=00000028.ckpt", "step=00000032.ckpt", "step=00000036.ckpt"]
+
+
+def test_files_of_another_run_are_left_alone(run: Run, tmp_path: Path, trained: Path):
+    """A run that resumes from elsewhere: what it finds in its folder is not of its own."""
+    other = ["--model.hidden_channels=[5]", "--data.validation_sequences=2"]
+    assert run("fit", "--training.iterations=4", *other) == 0
+    assert run("fit", "--training.iterations=24", f"--training.resume={trained}") == 0
+    folder = tmp_path / "run" / "checkpoints"
+    assert "step=00000004.ckpt" in checkpoints(tmp_path / "run")
+    best = torch.load(folder / "best.ckpt", weights_only=True)
+    assert best["hyper_parameters"]["config"]["model"]["hidden_channels"] == [4]
 
 
 def test_damaged_newest_checkpoint_falls_back_to_the_one_before(uninterrupted, run: Run, tmp_path: Path, capsys):

@@ -377,13 +377,24 @@ def test_a_model_that_does_not_take_its_options(monkeypatch, capsys):
     assert "scale_count" in capsys.readouterr().err
 
 
-def test_a_file_that_cannot_be_written_is_told_before_anything_is_measured(monkeypatch, tmp_path, capsys):
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("file/triton.json", "name another with --file or FASTSAM_CACHE"),
+        ("folder", "name another with --file or FASTSAM_CACHE"),
+        ("file", "is not JSON"),
+    ],
+)
+def test_an_unusable_file_is_told_before_anything_is_measured(monkeypatch, tmp_path, capsys, name, expected):
     monkeypatch.setattr(backends, "unsupported", lambda *_: None)
     monkeypatch.setattr(tune, "tune", lambda *_, **__: pytest.fail("measures"))
-    (tmp_path / "file").write_text("")
+    (tmp_path / "file").write_text("no results")
+    (tmp_path / "folder").mkdir()
     with pytest.raises(SystemExit):
-        tune.main(["--file", str(tmp_path / "file" / "triton.json")])
-    assert "name another with --file or FASTSAM_CACHE" in capsys.readouterr().err
+        tune.main(["--file", str(tmp_path / name)])
+    assert expected in capsys.readouterr().err
+    assert {path.name for path in tmp_path.iterdir()} <= {"file", "folder", "file.lock"}
+    assert (tmp_path / "file").read_text() == "no results"
 
 
 def works_of(*arguments: str) -> list[str]:

@@ -100,8 +100,8 @@ __device__ __forceinline__ void cp_async_wait() {
 // Matrix products of a warp
 
 // Loads Count (1, 2 or 4) 8 x 8 matrices of 16-bit values. Lane 8 i + r gives the address of row r of matrix i, 16-byte
-// aligned; what other lanes give is not read, but must be an address too on 7.5. matrix[i] of lane l gets row l / 4, columns 2 (l % 4) and the next, of matrix i,
-// or of its transpose.
+// aligned; what other lanes give is not read, but must be an address too on 7.5. matrix[i] of lane l gets row l / 4,
+// columns 2 (l % 4) and the next, of matrix i, or of its transpose.
 template <int Count, bool Transposed = false, class T>
 __device__ __forceinline__ void ldmatrix(uint32_t (&matrix)[Count], Shared<T> row FASTSAM_SITE) {
   static_assert((Count == 1 || Count == 2 || Count == 4) && sizeof(T) == 2, "1, 2 or 4 matrices of 16-bit values");

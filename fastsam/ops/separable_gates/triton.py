@@ -13,7 +13,8 @@ from fastsam.ops.separable_gates.triton_backward import backward_kernel, product
 from fastsam.ops.separable_gates.triton_forward import forward_kernel
 
 MOST_CHANNELS = 256
-"""A program of the backward pass has the gates of all channels of its positions."""
+"""A program of the backward pass has the gates of all channels of its positions. The forward pass alone could serve
+more, but a model that runs and does not train would be a surprise."""
 
 _PARTS = 64  # of all positions, where there are enough: with 6 tiles of dpointwise, 384 programs for its products
 _LEAST_TILES_A_PART = 4
