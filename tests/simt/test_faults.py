@@ -106,6 +106,7 @@ ORDER_FAULTS = [
     Planted(
         "two_matrix_loads", "divergent warp: is at this ldmatrix, but lane ", "ldmatrix<1>(matrix, tile + 8 * lane"
     ),
+    Planted("two_matrix_products", "divergent warp: is at this mma", "Mma<tf32, 8>::multiply(sum, zeros, more_zeros);"),
     Planted("matrix_load_without_address", "out-of-bounds 16-byte ldmatrix at tile[", "ldmatrix<1>(matrix, tile + ("),
     Planted(
         "named_barrier_size", "named barrier 1 for 127 threads: must be a multiple of 32", "bar_sync(1, 128 - faulty);"

@@ -175,6 +175,18 @@ __global__ void two_matrix_loads(Global<const float> x, Global<float> y, int fau
   y[i] += static_cast<float>(matrix[0]);
 }
 
+__global__ void two_matrix_products(Global<const float> x, Global<float> y, int faulty) {
+  const int i = threadIdx.x;
+  const uint32_t zeros[4] = {}, more_zeros[2] = {};
+  float sum[4] = {};
+  if (faulty && i % 32 < 16) {
+    Mma<tf32, 8>::multiply(sum, zeros, more_zeros);  // of the lower lanes
+  } else {
+    Mma<tf32, 8>::multiply(sum, zeros, more_zeros);
+  }
+  y[i] = x[i] + sum[0];
+}
+
 __global__ void matrix_load_without_address(Global<const float> x, Global<float> y, int faulty) {
   FASTSAM_SHARED(uint16_t, tile, 4 * kThreads);
   const int i = threadIdx.x, lane = i % 32;
@@ -321,6 +333,7 @@ KERNEL(returned_before_barrier, 1)
 KERNEL(two_barriers, 1)
 KERNEL(barriers_of_two_kinds, 1)
 KERNEL(two_matrix_loads, 1)
+KERNEL(two_matrix_products, 1)
 KERNEL(matrix_load_without_address, 1)
 KERNEL(named_barrier_size, 1)
 KERNEL(named_barrier_number, 1)
