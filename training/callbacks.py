@@ -137,13 +137,11 @@ def _remember(callback: ModelCheckpoint, scores: dict[Path, float]) -> None:
     """Make the callback believe that it has written these files, of these scores, and no others."""
     models = {str(path): torch.tensor(score, dtype=torch.float64) for path, score in scores.items()}
     ranked = sorted(models, key=lambda name: float(models[name]), reverse=callback.mode == "max")
+    best, worst = (ranked[0], ranked[-1]) if ranked else ("", "")
     callback.best_k_models = models
-    callback.best_model_path = ranked[0] if ranked else ""
-    callback.best_model_score = models[ranked[0]] if ranked else None
-    callback.kth_best_model_path = ranked[-1] if ranked else ""
-    callback.kth_value = (
-        models[ranked[-1]] if ranked else torch.tensor(torch.inf if callback.mode == "min" else -torch.inf)
-    )
+    callback.best_model_path, callback.best_model_score = best, models.get(best)
+    # The latter is read only where there are models.
+    callback.kth_best_model_path, callback.kth_value = worst, models.get(worst, callback.kth_value)
 
 
 def checkpoint_callbacks(config: TrainingConfig, folder: Path) -> list[ModelCheckpoint]:

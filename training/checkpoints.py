@@ -11,7 +11,7 @@ from training.config import Config, ModelConfig, model_config
 from training.errors import InputError
 from training.module import build_model
 
-STEP_NAME = re.compile(r"step=(\d+)\.ckpt")
+STEP_NAME = re.compile(r"step=\d+\.ckpt")
 
 # Settings that a resumed run may change without becoming another run.
 FREE = {
@@ -56,13 +56,13 @@ def read(path: Path) -> dict[str, Any]:
 
 def newest_first(folder: Path) -> list[Path]:
     """The checkpoints of a run, by falling step."""
-    return sorted(filter(step_of, folder.glob("step=*.ckpt")), key=step_of, reverse=True)
+    found = (path for path in folder.glob("step=*.ckpt") if STEP_NAME.fullmatch(path.name))
+    return sorted(found, key=step_of, reverse=True)
 
 
 def step_of(path: Path) -> int:
-    """The step in the name of a checkpoint; 0 if there is none."""
-    match = STEP_NAME.fullmatch(path.name)
-    return 0 if match is None else int(match[1])
+    """The step in the name of a checkpoint that `newest_first` found."""
+    return int(path.stem.removeprefix("step="))
 
 
 def newest_usable(folder: Path) -> tuple[Path, dict[str, Any]] | None:

@@ -151,6 +151,13 @@ void Machine::arrive(Barrier& barrier, const char* name, int threads, Site site)
   barrier.waiting.clear();
 }
 
+void Machine::fail_parted(const char* what, const char* operation, const std::string& other, Site there, Site site) {
+  fail(site,
+       std::string("divergent ") + what + ": is at this " + operation + ", but " + other + " waits at the one of " +
+           text(there),
+       running_);
+}
+
 void Machine::sync_block(Site site) {
   if (finished_ > 0) {
     const auto finished = std::find_if(thread_.begin(), thread_.end(), [](const Thread& t) { return t.finished; });
@@ -161,12 +168,7 @@ void Machine::sync_block(Site site) {
   if (!barrier.waiting.empty()) {
     const int other = barrier.waiting.front();
     const Site there = thread_[other].site;
-    if (!is_same(there, site)) {
-      fail(site,
-           std::string("divergent barrier: is at this ") + kSyncBlock + ", but thread " + block_thread_name(other) +
-               " waits at the one of " + text(there),
-           running_);
-    }
+    if (!is_same(there, site)) fail_parted("barrier", kSyncBlock, "thread " + block_thread_name(other), there, site);
   }
   arrive(barrier, kSyncBlock, threads_, site);
 }
@@ -226,22 +228,15 @@ Machine::Gathering& Machine::find_gathering(const char* operation, uint32_t mask
   return gathering;
 }
 
-void Machine::check_place(const Gathering& gathering, Site site) {
-  if (gathering.arrived == 0) return;
-  const int other = __builtin_ctz(gathering.arrived);
-  const Site there = gathering.lanes.site[other];
-  if (is_same(there, site)) return;
-  fail(site,
-       std::string("divergent warp: is at this ") + gathering.operation + ", but lane " + std::to_string(other) +
-           " waits at the one of " + text(there),
-       running_);
-}
-
 void Machine::gather(const char* operation, uint32_t mask, void* payload, void (*combine)(Lanes&), Site site,
                      bool one_place) {
   check_mask(operation, mask, site);
   Gathering& gathering = find_gathering(operation, mask, site);
-  if (one_place) check_place(gathering, site);
+  if (one_place && gathering.arrived != 0) {
+    const int other = __builtin_ctz(gathering.arrived);
+    const Site there = gathering.lanes.site[other];
+    if (!is_same(there, site)) fail_parted("warp", operation, "lane " + std::to_string(other), there, site);
+  }
   const int lane = running_ % kWarpSize;
   gathering.arrived |= 1u << lane;
   gathering.lanes.payload[lane] = payload;

@@ -70,7 +70,8 @@ class Machine {
   void arrive(Barrier& barrier, const char* name, int threads, Site site);
   void check_mask(const char* operation, uint32_t mask, Site site);
   Gathering& find_gathering(const char* operation, uint32_t mask, Site site);
-  void check_place(const Gathering& gathering, Site site);
+  [[noreturn]] void fail_parted(const char* what, const char* operation, const std::string& other, Site there,
+                                Site site);
   [[noreturn]] void fail_stuck();
   std::string where(const Thread& thread) const;
   std::string block_thread_name(int thread) const { return thread_name(first_of_block() + thread); }

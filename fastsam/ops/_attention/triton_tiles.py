@@ -15,14 +15,11 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from fastsam.ops._attention import Source
-from fastsam.ops._triton.configurations import MOST_PROBLEMS, Configuration, DoesNotFitError, distinct
+from fastsam.ops._triton.configurations import MOST_PROBLEMS, Configuration, check_channels, distinct
 from fastsam.ops._triton.launch import padded, precision
 
 KEY_BYTES = 32 * 1024
 """So much of a key map is in shared memory at a time."""
-
-MOST_CHANNELS = 256
-"""Of maps and of queries: a program has all of them of its rows in registers and of its columns in shared memory."""
 
 
 class Sizes(NamedTuple):
@@ -53,12 +50,7 @@ class Sizes(NamedTuple):
         sizes = cls(
             kind, x.dtype.itemsize, x.shape[1], score.shape[0], value_channels, len(sources), key is not None, product
         )
-        if max(sizes.C, sizes.D) > MOST_CHANNELS:
-            raise DoesNotFitError(
-                f"fastsam.{sizes.operator}: the Triton kernels have tiles for up to {MOST_CHANNELS} channels, these "
-                f"maps have {sizes.C} and the queries {sizes.D}; use another back end: "
-                '`with fastsam.backend("eager"):`'
-            )
+        check_channels(sizes.operator, sizes.C, sizes.D)
         return sizes
 
     @property

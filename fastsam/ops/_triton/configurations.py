@@ -27,6 +27,11 @@ COMMITTED = Path(__file__).with_name("tuned.json")
 MOST_PROBLEMS = 4096
 """So many problems are remembered: a program has a few dozen, but one whose maps have ever new sizes must not grow."""
 
+MOST_CHANNELS = 256
+"""Of maps and of queries. A program of the attention has all of them of its rows in registers and of its columns in
+shared memory, one of the separable gates' backward pass the gates of all. The forward pass of those alone could serve
+more, but a model that runs and does not train would be a surprise."""
+
 Result = TypeVar("Result")
 
 
@@ -46,6 +51,25 @@ _forced: dict[str, Configuration] = {}
 _recording: dict[str, Asked] | None = None
 _fitting: dict[str, Configuration] = {}
 """By problem the candidate that a card has room for, where it is not the one that would be chosen."""
+
+
+def check_channels(operator: str, channels: int, queries: int | None = None) -> None:
+    """Refuse what the kernels have no tiles for.
+
+    Args:
+        operator: its name.
+        channels, queries: channels of the maps and, where there are any, of the queries.
+
+    Raises:
+        DoesNotFitError: there are more than 256.
+    """
+    if max(channels, queries or 0) <= MOST_CHANNELS:
+        return
+    of_queries = "" if queries is None else f" and the queries {queries}"
+    raise DoesNotFitError(
+        f"fastsam.{operator}: the Triton kernels have tiles for up to {MOST_CHANNELS} channels, these maps have "
+        f'{channels}{of_queries}; use another back end: `with fastsam.backend("eager"):`'
+    )
 
 
 def user_file() -> Path:

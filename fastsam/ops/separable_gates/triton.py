@@ -7,14 +7,10 @@ import torch
 from torch import Tensor
 
 from fastsam.ops._native import dense, new_map, weights
-from fastsam.ops._triton.configurations import Configuration, DoesNotFitError, distinct, launched
+from fastsam.ops._triton.configurations import Configuration, check_channels, distinct, launched
 from fastsam.ops._triton.launch import ceil_div, padded, precision, run, strides
 from fastsam.ops.separable_gates.triton_backward import backward_kernel, products_kernel, sum_of_parts_kernel
 from fastsam.ops.separable_gates.triton_forward import forward_kernel
-
-MOST_CHANNELS = 256
-"""A program of the backward pass has the gates of all channels of its positions. The forward pass alone could serve
-more, but a model that runs and does not train would be a surprise."""
 
 _PARTS = 64  # of all positions, where there are enough: with 6 tiles of dpointwise, 384 programs for its products
 _LEAST_TILES_A_PART = 4
@@ -98,11 +94,7 @@ def forward(*arguments: Tensor | None) -> tuple[Tensor, Tensor]:
         DoesNotFitError: more than 256 channels, or no room for any tiles on this card.
     """
     z, h, m, depthwise, pointwise, bias = _readable(arguments)  # type: ignore[arg-type]
-    if h.shape[1] > MOST_CHANNELS:
-        raise DoesNotFitError(
-            f"fastsam.separable_gates: the Triton kernels have tiles for up to {MOST_CHANNELS} channels, these maps "
-            f'have {h.shape[1]}; use another back end: `with fastsam.backend("eager"):`'
-        )
+    check_channels("separable_gates", h.shape[1])
     h_hat, m_new = new_map(h, h.shape[1]), new_map(h, h.shape[1])
     if h.numel() == 0:
         return h_hat, m_new
